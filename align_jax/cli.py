@@ -1,0 +1,63 @@
+"""What every command entry shares: flags parsed with readable errors, one line for bad input."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from align_jax.errors import UserError
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses flags; a mistake ends with one line and exit code 2 instead of a traceback."""
+  try:
+    return flags.FLAGS(list(argv))
+  except flags.Error as error:
+    _stop(f'{error}')
+  except (AttributeError, KeyError) as error:  # config_flags: a field the config does not have
+    _stop(_unknown_field(str(error), argv))
+  raise AssertionError('unreachable')
+
+
+def _unknown_field(message: str, argv: Sequence[str]) -> str:
+  """Says which override names no field; `message` is config_flags' own, with the nearest name."""
+  overrides = [a.split('=')[0].lstrip('-') for a in argv if a.lstrip('-').startswith('config.')]
+  found = next((o for o in overrides if repr(o.split('.')[-1]) in message), None)
+  near = re.search(r'Did you mean "([^"]+)"', message)
+  hint = f"; did you mean '{near[1]}'?" if near else ''
+  return f'{found or " ".join(overrides)}: unknown field{hint}'
+
+
+def _stop(message: str) -> None:
+  print(f'error: {" ".join(message.split())}', file=sys.stderr, flush=True)
+  sys.exit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a command entry: `cli.run(main)` in place of `app.run(main)`.
+
+  A `UserError` (or an interrupt) ends it with one line on standard error and exit code 2 (130).
+  """
+
+  def guarded(argv: list[str]) -> None:
+    if len(argv) > 1:
+      _stop(f'unexpected argument {argv[1]!r}; every argument is a flag: --name=value')
+    try:
+      main()
+    except UserError as error:
+      _stop(str(error))
+    except KeyboardInterrupt:
+      print('interrupted; run the same command again to go on', file=sys.stderr)
+      sys.exit(130)
+
+  logging.set_verbosity(logging.WARNING)
+  app.run(guarded, flags_parser=_parse)
+
+
+def define_config(default: str | None = None) -> flags.FlagHolder:
+  """Defines `--config=FILE.py` with `--config.path.to=value` overrides, locked against new fields."""
+  return config_flags.DEFINE_config_file(
+    'config', default, 'Path of a config file in configs/, see docs/configs.md.', lock_config=True
+  )

@@ -1,0 +1,322 @@
+"""From sources to batches with Grain: mixed, shuffled, decoded in threads, resumable anywhere."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import grain
+import numpy as np
+from jaxtyping import UInt8
+
+from align_jax.data.examples import Example, Part, Reader, load, partner_positions
+from align_jax.data.images import MAX_PIXELS
+from align_jax.data.quarantine import Quarantine, Skipped
+from align_jax.data.record import Record
+from align_jax.data.tokenizer import Tokenizer
+from align_jax.data.transforms import Transform, apply_to_picture
+from align_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from align_jax.data.sources import Source
+else:
+  Source = Any  # the shape check of the tests cannot follow a name that exists for mypy only
+
+# Examples that a thread makes at a time: hand-over between threads costs as much as decoding a
+# small picture. Part of the state's meaning, so a change breaks the resuming of older runs.
+_CHUNK = 16
+
+
+def local_batch(global_batch: int, process_count: int) -> int:
+  """Returns each process's share of the batch.
+
+  Raises:
+    UserError: the batch does not divide.
+  """
+  if global_batch < 1 or global_batch % process_count:
+    near = max(global_batch // process_count, 1) * process_count
+    raise UserError(
+      f'batch size {global_batch} is not divisible by {process_count} processes; set {near}'
+    )
+  return global_batch // process_count
+
+
+def train_iterator(
+  parts: Sequence[Part],
+  *,
+  batch_size: int,
+  length: int,
+  tokenizer: Tokenizer,
+  transform: Transform,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int = 2,
+  quarantine: Quarantine,
+  require_caption: bool = True,
+  max_pixels: int = MAX_PIXELS,
+) -> grain.DatasetIterator:
+  """Returns an endless iterator over batches of a weighted mixture of sources.
+
+  Every source is reshuffled each epoch; within an epoch the processes see disjoint records. Order
+  and augmentation depend on `seed` (and the order on the number of processes), never on `threads`.
+
+  A batch is a dict of NumPy arrays: `image` uint8 `[batch, size, size, 3]`; `text` int32
+  `[batch, length]`, one caption drawn per example; `group` int32 `[batch]`, equal for equal
+  captions; `modality` int32 `[batch]`, the position in `MODALITIES`; `ids` str `[batch]`, for the
+  host only; and, when any part has partners, `partner` uint8 `[batch, size, size, 3]` with a draw
+  of the augmentation of its own (zeros where there is none) and `has_partner` bool `[batch]`.
+
+  `get_state()` returns a JSON-serialisable dict: `{'chunk': Grain's state, 'offset': examples
+  taken of that chunk, 'data': what the position is a position in}`; the next batch after
+  `set_state()` is the one that would have come next.
+
+  Args:
+    parts: what to mix.
+    batch_size: examples per batch of this process, see `local_batch`.
+    length: tokens per text.
+    seed: of order, caption choice and augmentation.
+    process_index: this process, of `process_count`.
+    threads: that decode; 0 decodes while the caller waits.
+    quarantine: counts what is skipped. An image that cannot be used drops the example; a partner
+      that cannot be used is counted and the example has no partner.
+    require_caption: skip records without a caption; else their text is padding only, and each has a
+      group of its own.
+    max_pixels: see `decode_image`.
+
+  Raises:
+    UserError: on making it: no parts, an empty source, a weight of 0. On `next`: too many records
+      skipped, or all. On `set_state`: the state of other data.
+  """
+  _check_parts(parts)
+  if batch_size < 1:
+    raise UserError(f'batch size {batch_size}: set 1 or more')
+  if not 0 <= process_index < process_count:
+    raise UserError(f'process_index {process_index} is outside 0 to {process_count - 1}')
+  datasets = []
+  for number, part in enumerate(parts):
+    positions = None if part.partners is None else partner_positions(part.partners)
+    reader = Reader(part, transform, require_caption, max_pixels, positions)
+    dataset = grain.MapDataset.range(len(part.source)).seed(_part_seed(seed, number))
+    # The generator is seeded by the position before slicing: an example's augmentation does not
+    # depend on which process makes it.
+    dataset = dataset.shuffle().repeat().random_map(reader)
+    # Sliced before mixing: a mixture takes turns by fixed rule, and every n-th of it may be all of
+    # one source.
+    datasets.append(dataset[process_index::process_count])
+  weights = [float(part.weight) for part in parts]
+  mixed = datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, weights)
+  chunks = mixed.batch(_CHUNK, batch_fn=list)
+  # A batch ahead, so that the next one is made while the device works on this one.
+  ahead = max(batch_size // _CHUNK + 1, 2 * threads) if threads else 0
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+  return _Batches(
+    iter(chunks.to_iter_dataset(options)),
+    collate=_Collate(tokenizer, length, any(part.partners is not None for part in parts)),
+    batch_size=batch_size,
+    quarantine=quarantine,
+    epoch=sum(len(part.source) for part in parts),
+    data={
+      'records': [len(part.source) for part in parts],
+      'weights': weights,
+      'seed': seed,
+      'process_count': process_count,
+    },
+  )
+
+
+def eval_batches(
+  source: Source,
+  transform: Transform,
+  batch_size: int,
+  *,
+  quarantine: Quarantine | None = None,
+  threads: int = 2,
+  max_pixels: int = MAX_PIXELS,
+) -> Iterator[tuple[UInt8[np.ndarray, 'batch size size 3'], list[Record]]]:
+  """Yields all usable records once, in order, with their pictures; the last batch may be smaller.
+
+  Records that cannot be read or decoded are left out and counted in `quarantine`, if given.
+
+  Raises:
+    UserError: no record of the source can be used, or more than the quarantine allows is skipped.
+  """
+  rng = np.random.default_rng(0)  # never drawn from in `eval` mode
+  if transform.mode != 'eval':
+    raise UserError(f"eval_batches: transform.mode is {transform.mode!r}; set 'eval'")
+
+  def load_chunk(start: int) -> list[tuple[Record, np.ndarray] | Skipped]:
+    out: list[tuple[Record, np.ndarray] | Skipped] = []
+    for index in range(start, min(start + _CHUNK, len(source))):
+      loaded = load(source, index, max_pixels)
+      if isinstance(loaded, Skipped):
+        out.append(loaded)
+      else:
+        out.append((loaded[0], apply_to_picture(transform, loaded[1], rng)))
+    return out
+
+  waiting: list[tuple[Record, np.ndarray]] = []
+  used = 0
+  for chunk in _in_threads(load_chunk, range(0, len(source), _CHUNK), threads):
+    for loaded in chunk:
+      if quarantine is not None:
+        quarantine.seen()
+      if isinstance(loaded, Skipped):
+        if quarantine is not None:
+          quarantine.add(loaded.record_id, loaded.source, loaded.reason)
+        continue
+      used += 1
+      waiting.append(loaded)
+      if len(waiting) == batch_size:
+        yield np.stack([image for _, image in waiting]), [record for record, _ in waiting]
+        waiting = []
+  if waiting:
+    yield np.stack([image for _, image in waiting]), [record for record, _ in waiting]
+  if not used:
+    raise UserError(f'{source.spec}: no usable record among {len(source)}; check the source')
+
+
+def _in_threads(function: Any, items: Sequence[Any], threads: int) -> Iterator[Any]:
+  """Yields `function(item)` in order, worked out a few items ahead."""
+  executor = futures.ThreadPoolExecutor(max(threads, 1), thread_name_prefix='eval-batches')
+  pending: collections.deque[futures.Future] = collections.deque()
+  try:
+    for item in items:
+      pending.append(executor.submit(function, item))
+      if len(pending) > 2 * max(threads, 1):
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+  finally:  # also when the caller stops half-way
+    executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _check_parts(parts: Sequence[Part]) -> None:
+  if not parts:
+    raise UserError('data: no source given; set at least one')
+  for part in parts:
+    if not len(part.source):
+      raise UserError(f'{part.source.spec}: the source is empty')
+    if not part.weight > 0:
+      raise UserError(f'{part.source.spec}: weight {part.weight}; set more than 0, or leave it out')
+
+
+def _part_seed(seed: int, number: int) -> int:
+  if seed < 0:
+    raise UserError(f'seed {seed}: set 0 or more')
+  return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collate:
+  """Joins examples to a batch. Tokenises here, as one call for many texts is far cheaper."""
+
+  tokenizer: Tokenizer
+  length: int
+  paired: bool
+
+  def __call__(self, examples: list[Example]) -> dict[str, np.ndarray]:
+    text = self.tokenizer.encode([example.caption for example in examples], self.length)
+    text[[not example.caption for example in examples]] = self.tokenizer.pad_id
+    batch = {
+      'image': np.stack([example.image for example in examples]),
+      'text': text,
+      'group': np.array([example.group for example in examples], np.int32),
+      'modality': np.array([example.modality for example in examples], np.int32),
+      'ids': np.array([example.record_id for example in examples]),
+    }
+    if self.paired:
+      partner = np.zeros_like(batch['image'])
+      for row, example in zip(partner, examples, strict=True):
+        if example.partner is not None:
+          row[...] = example.partner
+      batch['partner'] = partner
+      batch['has_partner'] = np.array([example.partner is not None for example in examples])
+    return batch
+
+
+class _Batches(grain.DatasetIterator):
+  """Takes examples out of chunks, skips what cannot be used, and joins the rest to batches.
+
+  Skipped records are counted here, in the caller's thread and in order, and not where they were
+  found: the point at which a run stops for too many of them is the same every time, and the error
+  comes out of `next`.
+  """
+
+  def __init__(
+    self,
+    chunks: grain.DatasetIterator,
+    *,
+    collate: _Collate,
+    batch_size: int,
+    quarantine: Quarantine,
+    epoch: int,
+    data: dict[str, Any],
+  ):
+    super().__init__(chunks)
+    self._collate = collate
+    self._batch_size = batch_size
+    self._quarantine = quarantine
+    self._epoch = epoch
+    self._data = data
+    self._skipped_in_a_row = 0
+    self._start_chunk(0)
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    self._assert_not_closed()
+    examples: list[Example] = []
+    while len(examples) < self._batch_size:
+      example = self._take()
+      if self._counted(example):
+        examples.append(example)
+    return self._collate(examples)
+
+  def get_state(self) -> dict[str, Any]:
+    return {'chunk': self._chunk_state, 'offset': self._offset, 'data': dict(self._data)}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    try:
+      chunk, offset, data = state['chunk'], int(state['offset']), dict(state['data'])
+    except (KeyError, TypeError, ValueError) as error:
+      raise UserError('data position: not a state of this pipeline; start a new run') from error
+    for name, value in self._data.items():
+      if data.get(name) != value:
+        raise UserError(
+          f'data position: saved with {name} {data.get(name)}, now {value}; '
+          'resume with the same data, or start in a new folder'
+        )
+    self._parent.set_state(chunk)
+    self._start_chunk(offset)
+
+  def _start_chunk(self, offset: int) -> None:
+    # The state from before the chunk: a resumed run makes the chunk again and drops its start.
+    self._chunk_state = self._parent.get_state()
+    self._chunk: list[Example | Skipped] = []
+    self._offset = offset
+
+  def _take(self) -> Example | Skipped:
+    if not self._chunk:
+      self._chunk = next(self._parent)
+    example = self._chunk[self._offset]
+    self._offset += 1
+    if self._offset == len(self._chunk):
+      self._start_chunk(0)
+    return example
+
+  def _counted(self, example: Example | Skipped) -> TypeGuard[Example]:
+    """Tells whether it is an example, and counts what was skipped."""
+    self._quarantine.seen()
+    if isinstance(example, Skipped):
+      self._quarantine.add(example.record_id, example.source, example.reason)
+      self._skipped_in_a_row += 1
+      if self._skipped_in_a_row > self._epoch:  # whatever share is allowed: it would never end
+        raise UserError(f'data: no usable record for a whole epoch; {self._quarantine.describe()}')
+      return False
+    self._skipped_in_a_row = 0
+    if example.partner_read:
+      self._quarantine.seen()
+    if example.partner_skipped is not None:
+      skipped = example.partner_skipped
+      self._quarantine.add(skipped.record_id, skipped.source, skipped.reason)
+    return True

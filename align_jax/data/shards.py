@@ -1,0 +1,354 @@
+"""Shards of records and their manifest: written aside, checked, then renamed into place.
+
+A folder of shards holds
+
+  shard-00000-of-00004.arrayrecord   records
+  shard-00000-of-00004.ids.jsonl     one line per record, `[id, pair_id]`: asks need no image
+  manifest.json                      counts, checksums, licence, versions (`Manifest`)
+"""
+
+import contextlib
+import dataclasses
+import errno
+import glob
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from align_jax.data.record import SCHEMA, Record, encode
+from align_jax.errors import UserError
+
+SUFFIX = '.arrayrecord'
+INDEX_SUFFIX = '.ids.jsonl'
+MANIFEST = 'manifest.json'
+_FORMAT = 'align_jax.shards'
+_TEMPORARY = '.tmp-'  # followed by the writer's process id
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """One finished shard.
+
+  Attributes:
+    file: name within the folder.
+    count: records.
+    bytes: size of the file.
+    sha256: of the file.
+    index_sha256: of its index of ids.
+    skipped: records that could not be read, by reason.
+  """
+
+  file: str
+  count: int
+  bytes: int
+  sha256: str
+  index_sha256: str
+  skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What a folder of shards holds.
+
+  Attributes:
+    spec: where the records came from.
+    licence: of the data; '' if unknown.
+    shard_count: shards that there will be.
+    source_records: records of the source, those skipped included.
+    complete: whether all shards are there.
+    shards: the finished ones, by name.
+    versions: of the writing programs.
+  """
+
+  spec: str
+  licence: str
+  shard_count: int
+  source_records: int = 0
+  complete: bool = False
+  shards: tuple[Shard, ...] = ()
+  versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def total(self) -> int:
+    return sum(s.count for s in self.shards)
+
+  @property
+  def skipped(self) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for shard in self.shards:
+      for reason, count in shard.skipped.items():
+        out[reason] = out.get(reason, 0) + count
+    return out
+
+
+def write_shards(
+  records: Iterable[Record], directory: str, shards: int, licence: str, spec: str
+) -> Manifest:
+  """Writes records into `shards` files, record i into file `i % shards`; all of them or nothing.
+
+  Args:
+    records: read once, never held together.
+    directory: made if missing; must hold no shards, but for those of an unfinished `write_shards`
+      of the same spec, which are replaced.
+    shards: number of files.
+    licence: of the data; '' if unknown.
+    spec: says where the records come from (a source spec, or the generator's id and settings).
+
+  Raises:
+    UserError: no records, a folder in use, or a full or read-only disk.
+  """
+  previous = load_manifest(directory)
+  check_target(directory, previous, spec)
+  if previous is not None:
+    _remove_shards(directory, previous.shard_count)
+  remove_temporaries(directory)
+  manifest = Manifest(spec=spec, licence=licence, shard_count=shards, versions=versions())
+  with contextlib.ExitStack() as stack:
+    writers = [stack.enter_context(ShardWriter(directory, i, shards)) for i in range(shards)]
+    count = 0
+    for count, record in enumerate(records, start=1):
+      writers[(count - 1) % shards].add(record)
+    if not count:
+      raise UserError(f'{directory}: no records to write; check what makes them')
+    for writer in writers:
+      writer.close()  # a full disk shows here at the latest, before the first rename
+    # from here on a kill leaves an unfinished manifest, which the next run may replace
+    save_manifest(directory, dataclasses.replace(manifest, source_records=count))
+    done = tuple(writer.commit() for writer in writers)
+  manifest = dataclasses.replace(manifest, source_records=count, complete=True, shards=done)
+  save_manifest(directory, manifest)
+  return manifest
+
+
+class ShardWriter:
+  """Writes one shard aside; `commit` puts it in place, leaving the context without it drops it."""
+
+  def __init__(self, directory: str, index: int, count: int):
+    self._directory = directory
+    self.file = shard_name(index, count)
+    self._path = os.path.join(directory, self.file)
+    hidden = os.path.join(directory, f'.{self.file}')
+    self._data = f'{hidden}{_TEMPORARY}{os.getpid()}'
+    self._ids = f'{hidden}{INDEX_SUFFIX}{_TEMPORARY}{os.getpid()}'
+    self._count = 0
+    self._open = False
+
+  def __enter__(self) -> 'ShardWriter':
+    with contextlib.ExitStack() as undo, disk_errors(self._directory):
+      undo.callback(self._remove)
+      os.makedirs(self._directory, exist_ok=True)
+      self._index = open(self._ids, 'w', encoding='utf-8')
+      undo.callback(self._index.close)
+      self._writer = ArrayRecordWriter(self._data, 'group_size:1')
+      undo.pop_all()
+    self._open = True
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    with contextlib.suppress(UserError):
+      self.close()
+    self._remove()
+
+  def add(self, record: Record) -> None:
+    with disk_errors(self._directory):
+      self._writer.write(encode(record))
+      self._index.write(json.dumps([record.id, record.pair_id], ensure_ascii=False) + '\n')
+    self._count += 1
+
+  def close(self) -> None:
+    if not self._open:
+      return
+    self._open = False
+    with disk_errors(self._directory):
+      try:
+        self._writer.close()
+      finally:
+        self._index.close()
+      for path in (self._data, self._ids):
+        _sync(path)
+
+  def _remove(self) -> None:
+    for path in (self._data, self._ids):
+      with contextlib.suppress(OSError):
+        os.remove(path)
+
+  def commit(self, skipped: Mapping[str, int] | None = None) -> Shard:
+    """Renames the shard into place. Returns its entry in the manifest."""
+    self.close()
+    shard = Shard(
+      file=self.file,
+      count=self._count,
+      bytes=os.path.getsize(self._data),
+      sha256=checksum(self._data),
+      index_sha256=checksum(self._ids),
+      skipped=dict(skipped or {}),
+    )
+    with disk_errors(self._directory):
+      os.replace(self._ids, index_path(self._path))
+      os.replace(self._data, self._path)
+      _sync(self._directory)
+    return shard
+
+
+def shard_name(index: int, count: int) -> str:
+  return f'shard-{index:05d}-of-{count:05d}{SUFFIX}'
+
+
+def index_path(file: str) -> str:
+  return file.removesuffix(SUFFIX) + INDEX_SUFFIX
+
+
+def load_index(file: str) -> list[tuple[str, str]] | None:
+  """Returns (id, pair id) of every record of a shard, None if the shard has no index.
+
+  Raises:
+    UserError: the index is damaged.
+  """
+  path = index_path(file)
+  try:
+    with open(path, encoding='utf-8') as lines:
+      rows = [json.loads(line) for line in lines]
+      return [(str(name), str(pair)) for name, pair in rows]
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, TypeError) as error:
+    raise UserError(f'{path}: damaged ({error}); delete it, it is only a short cut') from error
+
+
+def is_intact(directory: str, shard: Shard) -> bool:
+  """Whether the files of a finished shard are there with the checksums of the manifest."""
+  path = os.path.join(directory, shard.file)
+  try:
+    return (
+      os.path.getsize(path) == shard.bytes
+      and checksum(index_path(path)) == shard.index_sha256
+      and checksum(path) == shard.sha256
+    )
+  except FileNotFoundError:
+    return False
+
+
+def load_manifest(directory: str) -> Manifest | None:
+  """Returns the manifest of a folder, None if it has none.
+
+  Raises:
+    UserError: the manifest is damaged or of another schema.
+  """
+  path = os.path.join(directory, MANIFEST)
+  try:
+    with open(path, encoding='utf-8') as file:
+      values: Any = json.load(file)
+    if values['format'] != _FORMAT or values['schema'] != SCHEMA:
+      raise UserError(
+        f'{path}: {values["format"]} {values["schema"]}, this version reads '
+        f'{_FORMAT} {SCHEMA}; convert the data again'
+      )
+    names = [f.name for f in dataclasses.fields(Manifest)]
+    entries = tuple(Shard(**shard) for shard in values['shards'])
+    return Manifest(**{**{n: values[n] for n in names}, 'shards': entries})
+  except FileNotFoundError:
+    return None
+  except (OSError, LookupError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f'{path}: damaged ({error!r}); delete the folder and convert again') from error
+
+
+def save_manifest(directory: str, manifest: Manifest) -> None:
+  """Writes `manifest.json`: the old one or the new one is there at any moment."""
+  values = {
+    'format': _FORMAT,
+    'schema': SCHEMA,
+    'total': manifest.total,
+    'skipped': manifest.skipped,
+    **dataclasses.asdict(manifest),
+  }
+  write_file(os.path.join(directory, MANIFEST), json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def check_target(directory: str, manifest: Manifest | None, spec: str) -> None:
+  """Raises a UserError if the folder holds shards that writing there would mix with or lose."""
+  if manifest is not None and (manifest.complete or manifest.spec != spec):
+    raise UserError(f'{directory}: holds the shards of {manifest.spec}; choose an empty folder')
+  found = glob.glob(os.path.join(glob.escape(directory), f'*{SUFFIX}'))
+  if manifest is None and found:
+    raise UserError(f'{directory}: holds {found[0]} without a manifest; choose an empty folder')
+
+
+def _remove_shards(directory: str, count: int) -> None:
+  for index in range(count):
+    path = os.path.join(directory, shard_name(index, count))
+    for file in (path, index_path(path)):
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(file)
+
+
+def remove_temporaries(directory: str) -> None:
+  """Removes what killed writers left behind."""
+  for path in glob.glob(os.path.join(glob.escape(directory), f'.*{_TEMPORARY}*')):
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(path)
+
+
+def write_file(path: str, text: str) -> None:
+  """Writes a small file whole or not at all.
+
+  Raises:
+    UserError: a full or read-only disk; the old file stays.
+  """
+  temporary = os.path.join(
+    os.path.dirname(path), f'.{os.path.basename(path)}{_TEMPORARY}{os.getpid()}'
+  )
+  try:
+    with disk_errors(os.path.dirname(path)):
+      os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+      with open(temporary, 'w', encoding='utf-8') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    raise
+
+
+@contextlib.contextmanager
+def disk_errors(directory: str) -> Iterator[None]:
+  """Turns what a full or read-only disk raises into a UserError."""
+  try:
+    yield
+  except (OSError, RuntimeError) as error:  # RuntimeError: from the ArrayRecord writer
+    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or 'No space left' in str(error) or 'quota exceeded' in str(error):
+      raise UserError(
+        f'{directory}: no space left on the disk; free some and run the same command again'
+      ) from error
+    raise UserError(f'{directory}: cannot write ({error}); check the folder') from error
+
+
+def checksum(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions that the manifest records."""
+  out = {'python': platform.python_version()}
+  for package in ('align_jax', 'array_record', 'msgpack'):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      out[package] = importlib.metadata.version(package)
+  return out
+
+
+def _sync(path: str) -> None:
+  """Waits until a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

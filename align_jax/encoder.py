@@ -1,0 +1,113 @@
+"""A trained dual encoder for use: images and texts in, unit-norm NumPy embeddings out."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from align_jax.config import build
+from align_jax.data.record import Modality
+from align_jax.data.tokenizer import Tokenizer, load_tokenizer
+from align_jax.data.transforms import Transform
+from align_jax.errors import UserError
+from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
+from align_jax.models.flat import Params, Skeleton
+from align_jax.train.checkpoints import load_params
+from align_jax.train.config import TrainConfig
+from align_jax.train.loop import read_run_config
+
+_BATCH = 256  # any number of inputs is padded to whole batches, so each tower compiles once
+
+
+class Encoder:
+  """Embeds images of either modality and texts.
+
+  Attributes:
+    transform: how an image must be prepared for `embed_images`.
+    image_size: side of the images, pixels.
+  """
+
+  def __init__(
+    self,
+    config: DualEncoderConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    transform: Transform,
+    length: int,
+  ):
+    self.transform = transform
+    self.image_size = transform.image_size
+    self.dual_projection = config.projection == 'dual'
+    self._tokenizer, self._length = tokenizer, length
+    self._params = {name: jax.numpy.asarray(p) for name, p in params.items()}
+    skeleton = Skeleton(lambda rngs: DualEncoder(config, rngs))
+
+    @functools.partial(jax.jit, static_argnums=(2, 3))
+    def image(params: Params, images: jax.Array, modality: str, projection: str | None) -> jax.Array:
+      return skeleton.bind(params).encode_image(images, modality, projection)
+
+    @jax.jit
+    def text(params: Params, tokens: jax.Array) -> jax.Array:
+      return skeleton.bind(params).encode_text(tokens)
+
+    self._image, self._text = image, text
+
+  def embed_images(
+    self,
+    images: UInt8[np.ndarray, 'n height width 3'],
+    modality: Modality = 'real',
+    projection: Modality | None = None,
+  ) -> Float[np.ndarray, 'n dim']:
+    """Embeds images that went through `transform`.
+
+    Args:
+      images: uint8.
+      modality: which track: `real`, the plain backbone, or `generated`, with its adapter.
+      projection: which projection head; None: that of the modality. The paper's second reading of
+        inference is `modality='generated', projection='real'` on real images.
+    """
+    return self._batched(lambda b: self._image(self._params, b, modality, projection), images)
+
+  def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, 'n dim']:
+    """Embeds texts of any length; what is longer than the model reads is cut."""
+    tokens = self._tokenizer.encode(texts, self._length)
+    return self._batched(lambda b: self._text(self._params, b), tokens)
+
+  def _batched(self, fn: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
+    if not len(rows):
+      raise UserError('nothing to embed: the list of images or texts is empty')
+    out = []
+    for start in range(0, len(rows), _BATCH):
+      part = rows[start : start + _BATCH]
+      padded = np.concatenate([part, np.repeat(part[-1:], _BATCH - len(part), axis=0)])
+      out.append(np.asarray(fn(padded))[: len(part)])
+    return np.concatenate(out)
+
+
+def make_encoder(config: TrainConfig, params: Params, tokenizer: Tokenizer) -> Encoder:
+  """An encoder from a training config and parameters, for instance in the middle of training."""
+  values = {k: v for k, v in config.model.items() if k != 'init'}
+  model = build(DualEncoderConfig, values, 'config.model')
+  transform = Transform(
+    image_size=model.image_size,
+    mode='eval',
+    resize=config.data.resize,
+    interpolation=config.data.interpolation,
+  )
+  return Encoder(model, params, tokenizer, transform, config.data.length)
+
+
+def load_run(workdir: Path, *, step: int | None = None) -> Encoder:
+  """The encoder of a training run, from its newest checkpoint.
+
+  Raises:
+    UserError: no such run, or a run of a model that is no dual encoder.
+  """
+  config = read_run_config(workdir)
+  if config.objective['name'] == 'flow':
+    raise UserError(f'{workdir}: a run of the generator; evaluation needs an image-text model')
+  params = load_params(workdir, averaged=True, step=step)
+  return make_encoder(config, params, load_tokenizer(workdir / 'tokenizer'))

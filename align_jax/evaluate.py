@@ -1,0 +1,103 @@
+"""Evaluates a run on held-out real images.
+
+  python -m align_jax.evaluate --checkpoint=runs/clip --data='emoji:scenes?split=test' \\
+    --tasks=retrieval,zero_shot --output=scores.json [--report=report.html]
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from align_jax import cli
+from align_jax.data.sources import open_source
+from align_jax.encoder import load_run
+from align_jax.errors import UserError
+from align_jax.evaluation import sections
+from align_jax.evaluation.report import Curve, Curves, Report, Section, metric_table, write_report
+from align_jax.evaluation.tasks import NAMES, READINGS, Embedded, EvalData, measure
+from align_jax.train.loop import read_run_config
+from align_jax.train.metrics import read_metrics
+
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run folder, the --workdir of training.')
+_DATA = flags.DEFINE_string('data', None, 'Source spec of held-out real images.')
+_GENERATED = flags.DEFINE_string('generated', '', 'Source spec of generated images (probe, gap).')
+_PARTNERS = flags.DEFINE_string('partners', '', 'Where their real partners are; empty: --data.')
+_TASKS = flags.DEFINE_list('tasks', list(NAMES), f'Any of {",".join(NAMES)}.')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the numbers.')
+_REPORT = flags.DEFINE_string('report', '', 'HTML page to write as well.')
+_INFERENCE = flags.DEFINE_enum('inference', 'clip_flow', list(READINGS), 'How real images are read.')
+_TEMPLATES = flags.DEFINE_string('templates', 'photo', 'Prompt templates of zero-shot.')
+_LIMIT = flags.DEFINE_integer('limit', None, 'At most so many records of each source.')
+_STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; default: the newest.')
+flags.mark_flags_as_required(['checkpoint', 'data', 'output'])
+
+
+def main() -> None:
+  """Loads the run, measures, writes the numbers and the page."""
+  began = time.monotonic()
+  run = Path(_CHECKPOINT.value)
+  data = EvalData(
+    test=open_source(_DATA.value),
+    generated=open_source(_GENERATED.value) if _GENERATED.value else None,
+    partners=open_source(_PARTNERS.value) if _PARTNERS.value else None,
+    limit=_LIMIT.value,
+    templates=_TEMPLATES.value,
+  )
+  embedded = Embedded(load_run(run, step=_STEP.value), data, _INFERENCE.value)
+  scores = measure(embedded, _TASKS.value)
+  _write(Path(_OUTPUT.value), scores)
+  for name, value in scores.items():
+    print(f'{name:32s} {value:.4f}')
+  if _REPORT.value:
+    timings = {'evaluation': time.monotonic() - began}
+    write_report(_REPORT.value, _report(run, embedded, scores, timings))
+    print(f'report: {_REPORT.value}')
+
+
+def _write(path: Path, scores: dict[str, float]) -> None:
+  content = {
+    'scores': scores,
+    'command': sys.argv,
+    'versions': sections.versions(),
+  }
+  aside = path.with_name(path.name + '.partial')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside.write_text(json.dumps(content, indent=1) + '\n')
+    aside.replace(path)
+  except OSError as error:
+    raise UserError(f'--output: cannot write {path} ({error.strerror})') from error
+
+
+def _report(run: Path, embedded: Embedded, scores: dict[str, float], timings) -> Report:
+  config = read_run_config(run)
+  lines = read_metrics(run)
+  loss = [(m['step'], m['loss']) for m in lines if m.get('loss') is not None]
+  parts: list[Section] = [
+    metric_table('Scores', {run.name: scores}, keys=list(scores)),
+    Curves('Training', (Curve({run.name: loss}, 'Training loss.', y_label='nats'),)),
+  ]
+  test = embedded.data.test
+  if embedded.test.texts:
+    parts += sections.retrieval_sections(embedded.test, test)
+  if 'gap' in _TASKS.value and embedded.data.generated is not None:
+    partners = embedded.data.partners or test
+    pairs = {run.name: embedded.pairs}
+    parts += [
+      sections.sample_section(embedded.data.generated, partners, embedded.pairs),
+      sections.umap_section(pairs),
+      sections.cosine_section(pairs),
+      sections.neighbour_section(pairs, partners, embedded.data.generated),
+    ]
+  licences = {s.spec: s.licence for s in (test, embedded.data.generated) if s is not None}
+  parts.append(sections.run_details(sys.argv, dataclasses.asdict(config), licences, timings))
+  shown = ', '.join(f'{k} {v:.3f}' for k, v in list(scores.items())[:3])
+  return Report(f'Evaluation of {run.name}', shown, tuple(parts), f'{len(test):,} real images.')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,61 @@
+"""A model's parameters as one flat table: name -> array.
+
+Everything outside the models (optimiser groups, checkpoints, sharding, import and export) speaks of
+a parameter by its name, the attribute path joined by '/': `image/blocks/0/attention/qkv/kernel`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+Params = dict[str, Any]  # name -> jax.Array (or ShapeDtypeStruct)
+
+
+def _name(path: tuple) -> str:
+  return '/'.join(str(part) for part in path)
+
+
+def params_of(model: nnx.Module) -> Params:
+  """Returns every parameter by name, sorted by name."""
+  flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  return dict(sorted((_name(path), variable[...]) for path, variable in flat))
+
+
+def axes_of(model: nnx.Module) -> dict[str, tuple[str | None, ...]]:
+  """Returns the logical axis names of every parameter by name."""
+  flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  return {_name(path): variable.get_metadata()['axes'] for path, variable in flat}
+
+
+class Skeleton:
+  """A model without its weights: knows names, shapes and axes, and takes weights on a call.
+
+  Built without computing anything (`jax.eval_shape`), so that a model of any size costs nothing
+  until its parameters are created where they belong.
+  """
+
+  def __init__(self, create: Callable[[nnx.Rngs], nnx.Module]):
+    self._create = create
+    model = nnx.eval_shape(lambda: create(nnx.Rngs(0)))
+    self.axes = axes_of(model)
+    self._graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    if jax.tree.leaves(rest):
+      raise TypeError('a model may hold parameters only, no other state')
+    self._paths = [(_name(path), path, v) for path, v in nnx.to_flat_state(params)]
+    self.shapes: Params = dict(sorted((name, v.get_value()) for name, _, v in self._paths))
+
+  def init(self, key: jax.Array) -> Params:
+    """Creates the parameters; call it under `jit` with output shardings."""
+    return params_of(self._create(nnx.Rngs(params=key)))
+
+  def bind(self, params: Mapping[str, Any]) -> Any:
+    """Returns the model holding `params`; cheap, made for use inside a traced function."""
+    flat = [(path, variable.replace(params[name])) for name, path, variable in self._paths]
+    return nnx.merge(self._graphdef, nnx.from_flat_state(flat), {})
+
+
+def count(params: Mapping[str, Any]) -> int:
+  """Returns how many numbers the parameters hold."""
+  return sum(int(p.size) for p in params.values())

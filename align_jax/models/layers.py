@@ -1,0 +1,150 @@
+"""The layers that towers are built of."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float
+
+from align_jax.models.adapter import Adapter, Gate, LoraConfig
+from align_jax.models.attention import attend
+from align_jax.models.param import Init, param
+
+Activation = Literal['quick_gelu', 'gelu', 'gelu_tanh']
+Dtype = Literal['float32', 'bfloat16']
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """A pre-norm transformer block, the same in every tower.
+
+  Attributes:
+    width: of the residual stream.
+    heads: width must divide by it.
+    mlp_dim: hidden width of the MLP.
+    activation: `quick_gelu` as OpenAI's CLIP, `gelu` exact, `gelu_tanh` as SigLIP.
+    eps: of the layer norms.
+    dtype: of the computation; parameters are float32.
+  """
+
+  width: int
+  heads: int
+  mlp_dim: int
+  activation: Activation
+  eps: float
+  dtype: Dtype
+
+
+def activate(kind: Activation) -> Callable[[Array], Array]:
+  """Returns the activation function."""
+  if kind == 'quick_gelu':
+    return lambda x: x * jax.nn.sigmoid(1.702 * x)
+  return lambda x: jax.nn.gelu(x, approximate=kind == 'gelu_tanh')
+
+
+class Linear(nnx.Module):
+  """`x W + b`, plus an adapter's update for generated examples."""
+
+  def __init__(
+    self,
+    size: tuple[int, int],
+    axes: tuple[str, str],
+    rngs: nnx.Rngs,
+    *,
+    bias: bool = True,
+    init: Init | None = None,
+    lora: LoraConfig | None = None,
+  ):
+    init = init or nnx.initializers.xavier_uniform()
+    self.kernel = param(rngs, init, size, axes)
+    self.bias = param(rngs, nnx.initializers.zeros, size[1:], axes[1:]) if bias else None
+    self.lora = Adapter(lora, size, axes, rngs) if lora is not None else None
+
+  def __call__(
+    self, x: Float[Array, 'batch *positions in'], gate: Gate = None
+  ) -> Float[Array, 'batch *positions out']:
+    y = x @ self.kernel[...].astype(x.dtype)
+    if self.bias is not None:
+      y = y + self.bias[...].astype(x.dtype)
+    if self.lora is not None and gate is not None:
+      y = y + self.lora(x, gate)
+    return y
+
+
+class LayerNorm(nnx.Module):
+  """Layer norm over the last axis, computed in float32."""
+
+  def __init__(self, width: int, eps: float, rngs: nnx.Rngs):
+    self.scale = param(rngs, nnx.initializers.ones, (width,), ('embed',))
+    self.bias = param(rngs, nnx.initializers.zeros, (width,), ('embed',))
+    self.eps = eps
+
+  def __call__(self, x: Float[Array, '*batch width']) -> Float[Array, '*batch width']:
+    y = x.astype(jnp.float32)
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    y = y - mean
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+  """Two linear layers with an activation between."""
+
+  def __init__(self, config: BlockConfig, lora: LoraConfig | None, rngs: nnx.Rngs):
+    lora = lora if lora is not None and 'mlp' in lora.layers else None
+    width, hidden = config.width, config.mlp_dim
+    self.up = Linear((width, hidden), ('embed', 'mlp'), rngs, lora=lora)
+    self.down = Linear((hidden, width), ('mlp', 'embed'), rngs, lora=lora)
+    self.activation = config.activation
+
+  def __call__(
+    self, x: Float[Array, 'batch length width'], gate: Gate = None
+  ) -> Float[Array, 'batch length width']:
+    return self.down(activate(self.activation)(self.up(x, gate)), gate)
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention with one fused projection for query, key and value."""
+
+  def __init__(self, config: BlockConfig, lora: LoraConfig | None, rngs: nnx.Rngs):
+    lora = lora if lora is not None and 'attention' in lora.layers else None
+    width = config.width
+    # each of the three is initialised as the square matrix it is
+    init = nnx.initializers.variance_scaling(1.0, 'fan_in', 'uniform')
+    self.qkv = Linear((width, 3 * width), ('embed', 'qkv'), rngs, init=init, lora=lora)
+    self.out = Linear((width, width), ('heads', 'embed'), rngs, lora=lora)
+    self.heads = config.heads
+
+  def __call__(
+    self,
+    x: Float[Array, 'batch length width'],
+    mask: Bool[Array, '#batch 1 #length length'] | None = None,
+    gate: Gate = None,
+  ) -> Float[Array, 'batch length width']:
+    batch, length, width = x.shape
+    qkv = self.qkv(x, gate).reshape(batch, length, 3, self.heads, width // self.heads)
+    y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask)
+    return self.out(y.reshape(batch, length, width), gate)
+
+
+class Block(nnx.Module):
+  """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+  def __init__(self, config: BlockConfig, lora: LoraConfig | None, rngs: nnx.Rngs):
+    self.norm1 = LayerNorm(config.width, config.eps, rngs)
+    self.attention = Attention(config, lora, rngs)
+    self.norm2 = LayerNorm(config.width, config.eps, rngs)
+    self.mlp = Mlp(config, lora, rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, 'batch length width'],
+    mask: Bool[Array, '#batch 1 #length length'] | None = None,
+    gate: Gate = None,
+  ) -> Float[Array, 'batch length width']:
+    x = x + self.attention(self.norm1(x), mask, gate)
+    return x + self.mlp(self.norm2(x), gate)

@@ -1,0 +1,100 @@
+"""The text transformer, in CLIP's and SigLIP's flavours."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from align_jax.models.layers import Activation, Block, BlockConfig, Dtype, LayerNorm
+from align_jax.models.param import param
+from align_jax.models.vit import block_flops, check_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """A text tower.
+
+  Attributes:
+    vocab_size, length: of the token table and of the longest text.
+    width, depth, heads, mlp_dim: of the transformer.
+    causal: every token sees those before it alone (CLIP); else all see all (SigLIP).
+    pool: `eot` the vector at the first end token (CLIP), `last` that of the last position,
+      padding included (SigLIP), `mean` over the real tokens.
+    eot_id, pad_id: of the tokenizer.
+    mask_padding: bidirectional attention does not look at padding. SigLIP's does.
+    activation, eps, dtype: see `BlockConfig`.
+  """
+
+  vocab_size: int
+  length: int
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int
+  causal: bool = True
+  pool: Literal['eot', 'last', 'mean'] = 'eot'
+  eot_id: int = 2
+  pad_id: int = 0
+  mask_padding: bool = False
+  activation: Activation = 'gelu_tanh'
+  eps: float = 1e-6
+  dtype: Dtype = 'float32'
+
+  def __post_init__(self) -> None:
+    check_heads(self.width, self.heads, 'model.text')
+
+  @property
+  def block(self) -> BlockConfig:
+    return BlockConfig(
+      self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype
+    )
+
+  @property
+  def flops(self) -> int:
+    """Floating-point operations of one text forward, matrix products alone."""
+    return self.depth * block_flops(self.block, self.length)
+
+
+class TextTransformer(nnx.Module):
+  """Tokens in, one vector each out, before any projection."""
+
+  def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+    self.config = config
+    shape = (config.vocab_size, config.width)
+    self.token = param(rngs, nnx.initializers.normal(0.02), shape, ('vocab', 'embed'))
+    shape = (config.length, config.width)
+    self.position = param(rngs, nnx.initializers.normal(0.01), shape, ('position', 'embed'))
+    self.blocks = nnx.List([Block(config.block, None, rngs) for _ in range(config.depth)])
+    self.norm = LayerNorm(config.width, config.eps, rngs)
+
+  def __call__(self, tokens: Int[Array, 'batch length']) -> Float[Array, 'batch width']:
+    """Embeds texts, padded to any length up to the config's."""
+    config = self.config
+    x = self.token[...][tokens] + self.position[...][: tokens.shape[1]]
+    x = x.astype(config.dtype)
+    mask = self._mask(tokens)
+    for block in self.blocks:
+      x = block(x, mask)
+    if config.pool == 'mean':
+      real = (tokens != config.pad_id)[..., None]
+      x = self.norm(x)
+      return jnp.sum(jnp.where(real, x, 0), axis=1) / jnp.maximum(1, jnp.sum(real, axis=1))
+    if config.pool == 'last':
+      return self.norm(x[:, -1])
+    # argmax finds the first end token; a text cut without one is read at position 0, so the
+    # tokenizer keeps the end token when it cuts
+    end = jnp.argmax(tokens == config.eot_id, axis=1)
+    return self.norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
+
+  def _mask(self, tokens: Int[Array, 'batch length']) -> Bool[Array, '#batch 1 #length length'] | None:
+    config = self.config
+    length = tokens.shape[1]
+    if config.causal:
+      # padding comes after the end token, which therefore never sees it
+      return jnp.tril(jnp.ones((length, length), bool))[None, None]
+    if config.mask_padding:
+      return (tokens != config.pad_id)[:, None, None, :]
+    return None

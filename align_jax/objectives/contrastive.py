@@ -1,0 +1,58 @@
+"""`contrastive`: image-text learning from scratch or from given weights, either tower lockable."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from flax import nnx
+from jax import Array
+
+from align_jax.losses.contrastive import sigmoid_loss, symmetric_info_nce
+from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
+from align_jax.objectives.parts import Part, learns
+from align_jax.train.objective import Batch, Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+  """Every image against every caption of the batch.
+
+  Attributes:
+    form: `softmax` (CLIP, Radford et al. 2021) or `sigmoid` (SigLIP, Zhai et al. 2023).
+    route: `none` sends all images through the real track whatever their modality (the naive mix);
+      `modality` sends generated images through the generated track.
+    lock: parts of the model that do not learn. Locking `image` is LiT (Zhai et al. 2022); locking
+      all image parts with `route = modality` is GMAIL's second stage, where the text side learns
+      from generated images through the aligned track.
+    same_caption_is_positive: rows with equal captions are positives of each other; otherwise two
+      images of one caption would be pushed apart.
+  """
+
+  form: Literal['softmax', 'sigmoid'] = 'softmax'
+  route: Literal['none', 'modality'] = 'none'
+  lock: tuple[Part, ...] = ('lora', 'generated_projection')
+  same_caption_is_positive: bool = True
+
+  ModelConfig: ClassVar[type] = DualEncoderConfig
+  batch_coupled: ClassVar[bool] = True
+
+  @property
+  def needs_partner(self) -> bool:
+    return False
+
+  def create_model(self, config: DualEncoderConfig, rngs: nnx.Rngs) -> DualEncoder:
+    return DualEncoder(config, rngs)
+
+  def trainable(self, name: str) -> bool:
+    return learns(name, self.lock)
+
+  def loss(self, model: DualEncoder, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+    del key
+    modality = batch['modality'] if self.route == 'modality' else 'real'
+    image = model.encode_image(batch['image'], modality)
+    text = model.encode_text(batch['text'])
+    group = batch['group'] if self.same_caption_is_positive else None
+    if self.form == 'sigmoid':
+      loss = sigmoid_loss(image, text, model.scale, model.bias, group, group)
+    else:
+      loss = symmetric_info_nce(image, text, model.scale, group, group)
+    return loss, {'scale': model.scale}

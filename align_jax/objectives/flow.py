@@ -1,0 +1,62 @@
+"""`flow`: the generator learns the velocity from noise to images, given captions."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from align_jax.errors import UserError
+from align_jax.losses.flow import TimeDistribution, flow_loss, interpolate, sample_time
+from align_jax.models.dit import Dit, DitConfig
+from align_jax.train.objective import Batch, Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+  """Rectified flow, conditioned on captions, some of them dropped for classifier-free guidance.
+
+  Attributes:
+    time: distribution of the training times, see `losses.flow.sample_time`.
+    time_mean, time_std: of the logit-normal distribution.
+    text_dropout: share of the captions that are replaced by no text, so that the same model also
+      learns the unconditional velocity (Ho & Salimans 2022, arXiv 2207.12598).
+  """
+
+  time: TimeDistribution = 'logit_normal'
+  time_mean: float = 0.0
+  time_std: float = 1.0
+  text_dropout: float = 0.1
+
+  ModelConfig: ClassVar[type] = DitConfig
+  batch_coupled: ClassVar[bool] = False
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.text_dropout <= 1:
+      raise UserError(f'config.objective.text_dropout: {self.text_dropout} is outside [0, 1]')
+    if self.time_std <= 0:
+      raise UserError(f'config.objective.time_std: {self.time_std} must be positive')
+
+  @property
+  def needs_partner(self) -> bool:
+    return False
+
+  def create_model(self, config: DitConfig, rngs: nnx.Rngs) -> Dit:
+    return Dit(config, rngs)
+
+  def trainable(self, name: str) -> bool:
+    del name
+    return True
+
+  def loss(self, model: Dit, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+    time_key, noise_key, drop_key = jax.random.split(key, 3)
+    image = batch['image'].astype(jnp.float32) / 127.5 - 1
+    count = len(image)
+    time = sample_time(time_key, count, self.time, self.time_mean, self.time_std)
+    noise = jax.random.normal(noise_key, image.shape, jnp.float32)
+    dropped = jax.random.bernoulli(drop_key, self.text_dropout, (count, 1))
+    text = jnp.where(dropped, model.config.pad_id, batch['text'])
+    velocity = model(interpolate(image, noise, time), time, text)
+    return flow_loss(velocity, image, noise), {}

@@ -1,0 +1,76 @@
+"""`gmail`, stage 1: the generated track is aligned to the frozen real track (arXiv 2602.15368)."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from align_jax.losses.alignment import alignment_loss
+from align_jax.losses.contrastive import info_nce
+from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
+from align_jax.objectives.parts import part_of
+from align_jax.train.objective import Batch, Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Gmail:
+  """One-way InfoNCE from generated images to their real partners, equation 1 of the paper.
+
+  Attributes:
+    form: `one_way` as the paper writes it, `symmetric`, or `sigmoid`.
+    temperature: 0.07 in the paper; not learned.
+    pair_weight: of the loss against real partners.
+    text_weight: of `NCE(f_g(x_g), f_t(caption))`, which the paper speaks of without a formula; it
+      is all that pairs without a real partner take part in.
+    learn_projection: the generated projection learns along with the adapter, where there is one.
+  """
+
+  form: Literal['one_way', 'symmetric', 'sigmoid'] = 'one_way'
+  temperature: float = 0.07
+  pair_weight: float = 1.0
+  text_weight: float = 0.0
+  learn_projection: bool = True
+
+  ModelConfig: ClassVar[type] = DualEncoderConfig
+  batch_coupled: ClassVar[bool] = True
+
+  @property
+  def needs_partner(self) -> bool:
+    return self.pair_weight > 0
+
+  def create_model(self, config: DualEncoderConfig, rngs: nnx.Rngs) -> DualEncoder:
+    return DualEncoder(config, rngs)
+
+  def trainable(self, name: str) -> bool:
+    part = part_of(name)
+    return part == 'lora' or (part == 'generated_projection' and self.learn_projection)
+
+  def loss(self, model: DualEncoder, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+    del key
+    generated = model.encode_image(batch['image'], 'generated')
+    loss = jnp.zeros((), jnp.float32)
+    metrics: Metrics = {}
+    if self.pair_weight:
+      real = jax.lax.stop_gradient(model.encode_image(batch['partner'], 'real'))
+      paired = batch['has_partner']
+      pair_loss = alignment_loss(
+        generated, real, paired, temperature=self.temperature, form=self.form, group=batch['group']
+      )
+      loss += self.pair_weight * pair_loss
+      cosine = jnp.sum(generated * real, axis=-1)
+      count = jnp.maximum(1, jnp.sum(paired))
+      metrics |= {
+        'pair_loss': pair_loss,
+        'paired_cosine': jnp.sum(jnp.where(paired, cosine, 0.0)) / count,
+        'paired_share': jnp.mean(paired.astype(jnp.float32)),
+      }
+    if self.text_weight:
+      text = jax.lax.stop_gradient(model.encode_text(batch['text']))
+      group = batch['group']
+      text_loss = info_nce(generated, text, 1 / self.temperature, group, group)
+      loss += self.text_weight * text_loss
+      metrics['text_loss'] = text_loss
+    return loss, metrics

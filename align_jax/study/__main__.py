@@ -1,0 +1,53 @@
+"""Runs a study and writes its page.
+
+  python -m align_jax.study --config=configs/demo.py --workdir=runs/demo
+
+Stopped at any moment, the same command goes on where it was.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from align_jax import cli
+from align_jax.config import build
+from align_jax.evaluation.report import metric_table
+from align_jax.study.config import StudyConfig
+from align_jax.study.page import verdict, write_page
+from align_jax.study.results import by_arm, write_metrics
+from align_jax.study.runner import run_study
+from align_jax.study.specs import split_specs
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the study: runs, metrics, report.')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main() -> None:
+  """Runs every piece that is not done, prints the table, writes metrics.json and report.html."""
+  config = build(StudyConfig, _CONFIG.value.to_dict())
+  workdir = Path(_WORKDIR.value)
+  runs, seconds = run_study(config, workdir)
+  write_page(workdir / 'report.html', config, split_specs(config, workdir), runs, seconds)
+  write_metrics(workdir / 'metrics.json', runs, sum(seconds.values()))
+  print(text_table(config, by_arm(runs)))
+  print(verdict(runs))
+  print(f'report: {workdir / "report.html"}   numbers: {workdir / "metrics.json"}')
+
+
+def text_table(config: StudyConfig, values) -> str:
+  """The headline table for a terminal."""
+  rows = {n: v for n, v in values.items() if not config.arms[n].group}
+  table = metric_table('', rows, names={n: a.title for n, a in config.arms.items()})
+  cells = [['', *table.heads]]
+  for name, row in table.rows:
+    cells.append([name, *(c.text + (f' ± {c.spread}' if c.spread else '') for c in row)])
+  widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+  return '\n'.join(
+    '  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+    for line in cells
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,144 @@
+"""The typed form of a study config, see `configs/demo.py`."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from align_jax.config import build
+from align_jax.errors import UserError
+from align_jax.evaluation.tasks import Inference
+from align_jax.train.config import TrainConfig
+
+@dataclasses.dataclass(frozen=True)
+class StudyData:
+  """Where the study's images come from; `align_jax.data.sources` explains the specs.
+
+  Attributes:
+    real: real images; its splits `train`, `extra` and `test` are used. Training sees the images of
+      `train`; of `extra` it sees the captions alone, as prompts; the images of `extra` are the
+      ceiling's.
+    held_out: further held-out sets to report, name -> spec.
+    train_count, extra_count, test_count: at most so many records of each split; 0: all.
+  """
+
+  real: str
+  held_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  train_count: int = 0
+  extra_count: int = 0
+  test_count: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the generator is sampled.
+
+  Attributes:
+    count: generated images for training: the captions of `train` first, then those of `extra`,
+      then both again with other seeds.
+    gap_count: generated images of held-out captions, for the modality gap alone.
+    steps: of the solver.
+    guidance: classifier-free guidance scale; 1: none.
+    method: `euler` or `heun`.
+    batch_size: images at a time.
+    shards: files per set.
+    seed: of the noise.
+  """
+
+  count: int
+  gap_count: int
+  steps: int
+  guidance: float
+  method: Literal['euler', 'heun'] = 'euler'
+  batch_size: int = 250
+  shards: int = 4
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One way to use the images.
+
+  Attributes:
+    title: for the report.
+    stages: overrides of `StudyConfig.arm`, one per stage; a stage starts from the one before.
+    readings: how held-out real images are embedded, the first for the headline. GMAIL contradicts
+      itself (algorithm 1 against section 3.2), so an arm with tracks measures both.
+    generated: how many of the generated images the arm may see; 0: all.
+    group: the table of the report it stands in; '' is the headline table.
+  """
+
+  title: str
+  stages: tuple[Mapping[str, Any], ...]
+  readings: tuple[Inference, ...] = ('clip_flow',)
+  generated: int = 0
+  group: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+  """One study.
+
+  Attributes:
+    title: of the report.
+    seeds: every base and arm is trained once per seed; generator and generated images are shared.
+    base: training config of the base, which every arm starts from.
+    generator: training config of the generator.
+    arm: training config that the stages of arms override.
+    arms: by name.
+    tasks: evaluation tasks.
+    templates: which prompt templates zero-shot classification uses.
+    eval_limit: at most so many records of each source are evaluated.
+  """
+
+  title: str
+  seeds: tuple[int, ...]
+  data: StudyData
+  sampling: Sampling
+  base: Mapping[str, Any]
+  generator: Mapping[str, Any]
+  arm: Mapping[str, Any]
+  arms: Mapping[str, Arm]
+  tasks: tuple[str, ...] = ('retrieval', 'zero_shot', 'probe', 'gap')
+  templates: str = 'scene'
+  eval_limit: int = 4000
+
+
+def train_config(
+  values: Mapping[str, Any], override: Mapping[str, Any], names: Mapping[str, str], where: str
+) -> TrainConfig:
+  """Builds a training config from values, overrides and the study's own names.
+
+  Args:
+    values: a training config.
+    override: fields that differ, nested like `values`.
+    names: what `{real}`, `{generated}` and their like stand for in source specs and folders.
+    where: for messages.
+
+  Raises:
+    UserError: an override of a field that does not exist, or a name that is unknown.
+  """
+  merged = _merge(values, override)
+  return build(TrainConfig, _fill(merged, names, where), where)
+
+
+def _merge(values: Any, override: Mapping[str, Any]) -> Any:
+  out = dict(copy.copy(values))
+  for key, value in override.items():
+    # an objective is replaced whole: the settings of one method mean nothing to another
+    if key != 'objective' and isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
+      value = _merge(out[key], value)
+    out[key] = value
+  return out
+
+
+def _fill(value: Any, names: Mapping[str, str], where: str) -> Any:
+  if isinstance(value, str) and value.startswith('{') and value.endswith('}'):
+    if value[1:-1] not in names:
+      raise UserError(f'{where}: {value} is unknown; known: {", ".join(names)}')
+    return names[value[1:-1]]
+  if isinstance(value, Mapping):
+    return {k: _fill(v, names, f'{where}.{k}') for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return tuple(_fill(v, names, where) for v in value)
+  return value

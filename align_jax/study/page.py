@@ -1,0 +1,184 @@
+"""The report of a study: one page from its runs."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from align_jax.data.sources import open_source
+from align_jax.encoder import load_run
+from align_jax.evaluation import sections
+from align_jax.evaluation.report import (
+  METRICS,
+  Curve,
+  Curves,
+  Report,
+  Section,
+  metric_table,
+  write_report,
+)
+from align_jax.evaluation.tasks import Embedded, Pairs
+from align_jax.study.config import StudyConfig
+from align_jax.study.results import by_arm, compare
+from align_jax.study.runner import Run
+from align_jax.study.score import eval_data
+from align_jax.study.specs import Specs
+from align_jax.train.metrics import read_metrics
+
+_ALIGNED, _NAIVE = 'aligned', 'naive_mix'
+
+
+def write_page(
+  path: Path,
+  config: StudyConfig,
+  specs: Specs,
+  runs: Sequence[Run],
+  seconds: Mapping[str, float],
+) -> None:
+  """Writes the report of a finished study."""
+  seeds = len(config.seeds)
+  parts: list[Section] = [*_tables(config, runs)]
+  parts += _curves(config, runs)
+  shown = next((r for r in runs if r.arm == _ALIGNED), None)
+  if shown is not None:
+    parts += _pictures(config, specs, shown)
+  parts.append(_details(config, specs, seconds))
+  report = Report(
+    title=config.title,
+    verdict=verdict(runs),
+    lead=f'{len(config.arms)} arms, {seeds} seed{"s" if seeds > 1 else ""}, '
+    f'{config.sampling.count:,} generated images, {sum(seconds.values()) / 60:.0f} minutes. '
+    'Every number is measured on held-out real images.',
+    sections=tuple(parts),
+  )
+  write_report(path, report)
+
+
+def verdict(runs: Sequence[Run]) -> str:
+  """Says in words whether aligning beat mixing, and on how firm a ground."""
+  values = by_arm(runs)
+  if not {_ALIGNED, _NAIVE} <= set(values):
+    return f'{len(values)} arms were measured; the tables below compare them.'
+  differences = compare(values, _ALIGNED, _NAIVE)
+  words = {'better': [], 'worse': [], 'even': []}
+  for key, mean, error in differences:
+    # two standard errors over the seeds; a single seed gets the binomial error of 1,000 answers
+    firm = 2 * error if np.isfinite(error) else 0.03
+    kind = 'even' if abs(mean) <= firm else ('better' if mean > 0 else 'worse')
+    words[kind].append(f'{METRICS[key].label} ({100 * mean:+.1f} points)')
+  said = []
+  if words['better']:
+    said.append(f'Aligning beat mixing on {_and(words["better"])}')
+  if words['worse']:
+    said.append(f'mixing beat aligning on {_and(words["worse"])}')
+  if words['even']:
+    said.append(f'no clear difference on {_and(words["even"])}')
+  text = '; '.join(said) + '.'
+  one = len({run.seed for run in runs}) == 1
+  return text[0].upper() + text[1:] + (
+    ' One seed: differences of three points and less are taken for noise.' if one else ''
+  )
+
+
+def _and(items: Sequence[str]) -> str:
+  return items[0] if len(items) == 1 else f'{", ".join(items[:-1])} and {items[-1]}'
+
+
+def _tables(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
+  names = {name: arm.title for name, arm in config.arms.items()}
+  values = by_arm(runs)
+  out: list[Section] = []
+  groups = list(dict.fromkeys(arm.group for arm in config.arms.values()))
+  for group in groups:
+    rows = {n: values[n] for n, arm in config.arms.items() if arm.group == group}
+    if group and _ALIGNED in values:
+      rows = {_ALIGNED: values[_ALIGNED], **rows}  # what every ablation is compared with
+    out.append(metric_table(group or 'Which use of generated images works on real ones', rows, names=names))
+    if not group:
+      out += _more_tables(config, runs, rows, names)
+  return out
+
+
+def _more_tables(
+  config: StudyConfig, runs: Sequence[Run], rows: Mapping, names: Mapping[str, str]
+) -> list[Section]:
+  out: list[Section] = []
+  for held_out in config.data.held_out:
+    keys = {f'{held_out}.retrieval.{way}.r{k}': f'retrieval.{way}.r{k}'
+            for way in ('t2i', 'i2t') for k in (1, 5)}
+    renamed = {
+      arm: {short: metrics[key] for key, short in keys.items() if key in metrics}
+      for arm, metrics in rows.items()
+    }
+    out.append(
+      metric_table(
+        f'Held-out set: {held_out}', renamed, keys=list(keys.values()), names=names,
+        note=config.data.held_out[held_out],
+      )
+    )
+  both = {k: v for k, v in by_arm(runs, all_readings=True).items() if '(' in k and k.split(' (')[0] in rows}
+  if both:
+    titles = {k: f'{names[k.split(" (")[0]]} ({k.split(" (")[1]}' for k in both}
+    out.append(
+      metric_table(
+        'Both readings of inference', both, names=titles,
+        note='clip_flow reads real images with the frozen real track, aligned_encoder with the '
+        'aligned encoder and the real projection (the paper says both).',
+      )
+    )
+  return out
+
+
+def _curves(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
+  seed = config.seeds[0]
+  losses, cosines = {}, {}
+  for run in runs:
+    arm = config.arms[run.arm]
+    if run.seed != seed or arm.group:
+      continue
+    for index in range(1, len(arm.stages) + 1):
+      lines = read_metrics(run.workdir.parent / f'stage{index}')
+      if any('paired_cosine' in line for line in lines):
+        cosines[arm.title] = _points(lines, 'paired_cosine')
+      else:
+        losses[arm.title] = _points(lines, 'loss')
+  return [
+    Curves(
+      'Training',
+      (
+        Curve(losses, 'Contrastive loss of each arm on its own batches.', y_label='nats'),
+        Curve(cosines, 'Alignment: cosine of generated images and their real partners.'),
+      ),
+      f'Seed {seed}.',
+    )
+  ]
+
+
+def _points(lines: Sequence[Mapping], key: str) -> list[tuple[float, float]]:
+  return [(line['step'], line[key]) for line in lines if line.get(key) is not None]
+
+
+def _pictures(config: StudyConfig, specs: Specs, run: Run) -> list[Section]:
+  reading = config.arms[run.arm].readings[0]
+  _, data = eval_data(config, specs)
+  before = Embedded(load_run(run.base), data)
+  after = Embedded(load_run(run.workdir), data, reading)
+  pairs: dict[str, Pairs] = {'before': before.pairs, 'after': after.pairs}
+  test, generated = open_source(specs.test), open_source(specs.gap)
+  examples, failures = sections.retrieval_sections(after.test, test)
+  return [
+    sections.sample_section(generated, test, before.pairs),
+    sections.umap_section(pairs),
+    sections.cosine_section(pairs),
+    sections.neighbour_section(pairs, test, generated),
+    examples,
+    failures,
+  ]
+
+
+def _details(config: StudyConfig, specs: Specs, seconds: Mapping[str, float]) -> Section:
+  licences = {s: open_source(s).licence for s in (specs.real, specs.extra, specs.test)}
+  return sections.run_details(sys.argv, config, licences, seconds)
+
+

@@ -1,0 +1,62 @@
+"""Scores of a finished run on held-out real images, kept beside it."""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from align_jax.data.sources import open_source
+from align_jax.encoder import load_run
+from align_jax.evaluation.tasks import EvalData, Inference, evaluate
+from align_jax.study.config import StudyConfig
+from align_jax.study.specs import Specs
+
+Scores = Mapping[Inference, Mapping[str, float]]
+
+
+def score_run(
+  config: StudyConfig, specs: Specs, readings: tuple[Inference, ...], run: Path, kept: Path
+) -> Scores:
+  """Evaluates a run under each reading of inference, or reads what an earlier call kept.
+
+  Args:
+    config: the study.
+    specs: its sources.
+    readings: how real images are embedded.
+    run: the run folder.
+    kept: JSON file of the scores.
+
+  Returns: reading -> flat metric name -> value. Further held-out sets are prefixed by their name:
+    `compositions.retrieval.t2i.r1`.
+  """
+  if kept.exists():
+    found = json.loads(kept.read_text())
+    if set(readings) <= set(found):
+      return {reading: found[reading] for reading in readings}
+  encoder = load_run(run)
+  out = {}
+  for reading in readings:
+    judge = functools.partial(evaluate, encoder, inference=reading)
+    probe_data, gap_data = eval_data(config, specs)
+    scores = judge(probe_data, [t for t in config.tasks if t != 'gap'])
+    if 'gap' in config.tasks:
+      scores |= judge(gap_data, ['gap'])
+    for name, spec in config.data.held_out.items():
+      data = EvalData(open_source(spec), limit=config.eval_limit)
+      more = judge(data, [t for t in config.tasks if t == 'retrieval'])
+      scores |= {f'{name}.{key}': value for key, value in more.items()}
+    out[reading] = scores
+  aside = kept.with_suffix('.partial')
+  aside.write_text(json.dumps(out, indent=1))
+  aside.replace(kept)
+  return out
+
+
+def eval_data(config: StudyConfig, specs: Specs) -> tuple[EvalData, EvalData]:
+  """What the tasks read: generated images to train probes on; those of held-out captions."""
+  test = open_source(specs.test)
+  common = {'limit': config.eval_limit, 'templates': config.templates}
+  return (
+    EvalData(test, open_source(specs.generated), **common),
+    EvalData(test, open_source(specs.gap), partners=test, **common),
+  )

@@ -1,0 +1,45 @@
+"""The sources of a study, as specs, and what the placeholders of its config stand for."""
+
+import dataclasses
+from pathlib import Path
+
+from align_jax.data.sources.spec import with_options
+from align_jax.study.config import StudyConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Specs:
+  """The study's sources, as specs."""
+
+  real: str
+  extra: str
+  test: str
+  generated: str
+  gap: str
+
+  def names(self, generated: int, init: str) -> dict[str, str]:
+    """What the placeholders of a config stand for, with so many generated images."""
+    seen = with_options(self.generated, limit=generated) if generated else self.generated
+    return {
+      'real': self.real,
+      'extra': self.extra,
+      'test': self.test,
+      'generated': seen,
+      'init': init,
+    }
+
+
+def split_specs(config: StudyConfig, workdir: Path) -> Specs:
+  """The splits of the study's real images, and where its generated images go."""
+
+  def part(split: str, count: int) -> str:
+    options = {'split': split} | ({'limit': count} if count else {})
+    return with_options(config.data.real, **options)
+
+  return Specs(
+    real=part('train', config.data.train_count),
+    extra=part('extra', config.data.extra_count),
+    test=part('test', config.data.test_count),
+    generated=f'arrayrecord:{workdir}/generated/train/*.arrayrecord',
+    gap=f'arrayrecord:{workdir}/generated/gap/*.arrayrecord',
+  )

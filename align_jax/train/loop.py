@@ -1,0 +1,245 @@
+"""The training loop: one for every method."""
+
+import collections
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from align_jax.config import build
+from align_jax.errors import UserError
+from align_jax.models.flat import Params, Skeleton, count
+from align_jax.parallel.mesh import check_batch, make_mesh, put_batch
+from align_jax.train.checkpoints import Checkpoints, load_params
+from align_jax.train.config import TrainConfig
+from align_jax.train.inputs import make_iterator, open_inputs
+from align_jax.train.metrics import MetricWriter, Progress
+from align_jax.train.objective import Objective
+from align_jax.train.optimizer import make_optimizer
+from align_jax.train.state import create_state, make_train_step
+
+# Metrics are read back this many steps late, so that the host never waits for the newest step.
+_LATE = 2
+
+
+def train(
+  config: TrainConfig,
+  objective: Objective,
+  workdir: Path,
+  *,
+  label: str = 'train',
+  evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+) -> Params:
+  """Trains, or goes on where an earlier call with the same folder was cut off.
+
+  Args:
+    config: the experiment.
+    objective: the method, built from `config.objective`.
+    workdir: the run folder: config.json, tokenizer/, checkpoints/, metrics.jsonl, tensorboard/.
+    label: begins the progress line.
+    evaluate: parameters -> named numbers, called every `config.eval.every` steps.
+
+  Returns: the final parameters by name (moving averages where they are kept).
+
+  Raises:
+    UserError: anything wrong with config, data or folder; a loss that is not finite.
+  """
+  # 1. Check everything that can be wrong while it costs nothing.
+  mesh = make_mesh(config.mesh)
+  check_batch(config.batch_size, mesh)
+  if config.batch_size % jax.process_count():
+    raise UserError(f'config.batch_size: not divisible by {jax.process_count()} processes')
+  if config.optimizer.accumulate > 1 and objective.batch_coupled:
+    raise UserError(
+      'config.optimizer.accumulate: this loss couples the examples of a batch, accumulating its '
+      'gradients would silently lose negatives; set accumulate=1 and choose the batch you need'
+    )
+  check_resume(config, workdir)
+  model_values = dict(config.model)
+  init = init_folder(model_values.pop('init', ''))
+  model_config = build(objective.ModelConfig, model_values, 'config.model')
+
+  # 2. Open the data and describe the model.
+  workdir.mkdir(parents=True, exist_ok=True)
+  inputs = open_inputs(
+    config,
+    workdir,
+    image_size=model_config.image_size,
+    needs_partner=objective.needs_partner,
+    init=init,
+  )
+  if inputs.tokenizer.vocab_size > model_config.vocab_size:
+    raise UserError(
+      f'config.model: vocabulary of {model_config.vocab_size}, but the tokenizer has '
+      f'{inputs.tokenizer.vocab_size} tokens; raise the vocab_size of the model'
+    )
+  skeleton = Skeleton(lambda rngs: objective.create_model(model_config, rngs))
+  learn = {n: s for n, s in skeleton.shapes.items() if objective.trainable(n)}
+  if not learn:
+    raise UserError('config.objective: no parameter of this model learns under these settings')
+  optimizer = make_optimizer(config.optimizer, config.steps, learn)
+
+  # 3. Create the state in its shards, from given weights where there are some; then restore.
+  given = initial_params(skeleton, init) if init else None
+  state = create_state(
+    skeleton,
+    objective,
+    optimizer,
+    key=jax.random.key(config.seed),
+    mesh=mesh,
+    rules=config.mesh.rules,
+    ema=config.optimizer.ema > 0,
+    given=given,
+  )
+  write_run_config(config, workdir)
+  checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+  batches = make_iterator(inputs, config, workdir)
+  restored = checkpoints.restore(state)
+  if restored is not None:
+    state, position = restored
+    batches.set_state(position)
+  start = int(state.step)
+  step_fn = make_train_step(skeleton, objective, optimizer, ema=config.optimizer.ema)
+
+  # 4. Train.
+  writer = MetricWriter(workdir, resume_step=start)
+  progress = Progress(label, config.steps, start, config.batch_size)
+  late = _LateMetrics()
+  try:
+    if start == 0:
+      print(f'{label}: {count(learn):,} of {count(skeleton.shapes):,} parameters learn', flush=True)
+    for step in range(start + 1, config.steps + 1):
+      batch = next(batches)
+      ids = batch.pop('ids')
+      state, metrics = step_fn(state, put_batch(batch, mesh))
+      late.add(step, ids, metrics)
+      last = step == config.steps
+      if step % config.log_every == 0 or last:
+        values = late.read(step if last else step - _LATE)
+        speed = progress.show(step, values['loss'])
+        writer.write(step, {**values, 'examples_per_s': speed})
+      if _due(step, config.checkpoint.every) or last:
+        late.read(step)  # a state with a loss that is not finite is never saved
+        # saved before the next batch is drawn: the position is that of this step
+        checkpoints.save(state, batches.get_state())
+      if evaluate is not None and (_due(step, config.eval.every) or last) and config.eval.every:
+        writer.write(step, evaluate(state.averaged_params))
+    return state.averaged_params
+  finally:
+    writer.close()
+    checkpoints.close()
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+class _LateMetrics:
+  """Metrics of the last steps, still on the device, with the record ids they came from."""
+
+  def __init__(self) -> None:
+    self._waiting: collections.deque[tuple[int, np.ndarray, dict[str, jax.Array]]]
+    self._waiting = collections.deque()
+    self._newest: dict[str, float] = {}
+
+  def add(self, step: int, ids: np.ndarray, metrics: dict[str, jax.Array]) -> None:
+    """Keeps a step's metrics; checks the ones that are old enough to be there."""
+    self._waiting.append((step, ids, metrics))
+    self.read(step - _LATE)
+
+  def read(self, until: int) -> dict[str, float]:
+    """Returns the newest metrics of a step <= `until`; raises if a loss on the way is not finite."""
+    while self._waiting and self._waiting[0][0] <= until:
+      step, ids, metrics = self._waiting.popleft()
+      values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+      if not math.isfinite(values['loss']):
+        shown = ', '.join(map(str, ids[:8])) + (', …' if len(ids) > 8 else '')
+        raise UserError(
+          f'loss is {values["loss"]} at step {step}, records {shown}; nothing of this step was '
+          'saved. Lower config.optimizer.lr or look at these records'
+        )
+      self._newest = values
+    return self._newest
+
+
+def init_folder(init: str) -> Path | None:
+  """Reads `config.model.init`: '' or `run:DIR`."""
+  if not init:
+    return None
+  scheme, _, path = init.partition(':')
+  if scheme != 'run' or not path:
+    raise UserError(f"config.model.init: {init!r} is not understood; write run:DIR, a run's folder")
+  if not Path(path).is_dir():
+    raise UserError(f'config.model.init: {path} is not a folder; name the --workdir of a run')
+  return Path(path)
+
+
+def initial_params(skeleton: Skeleton, folder: Path) -> Params:
+  """Weights of another run for this model; what that run lacks (adapters, say) starts fresh.
+
+  A generated projection the run does not have starts as a copy of its image projection, so that
+  both tracks agree at first.
+  """
+  found = load_params(folder, averaged=True)
+  out = {}
+  for name, shape in skeleton.shapes.items():
+    value = found.get(name)
+    if value is None and name.startswith('generated_projection'):
+      value = found.get(name.replace('generated_projection', 'image_projection', 1))
+    if value is None:
+      continue
+    if value.shape != shape.shape:
+      raise UserError(
+        f'config.model: {name} has shape {shape.shape} here but {value.shape} in {folder}; '
+        'use the model of that run'
+      )
+    out[name] = value
+  if not out:
+    raise UserError(f'config.model.init: {folder} shares no parameter with this model')
+  return out
+
+
+def write_run_config(config: TrainConfig, workdir: Path) -> None:
+  """Records the config in the run folder."""
+  aside = workdir / 'config.json.partial'
+  aside.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=dict) + '\n')
+  aside.replace(workdir / 'config.json')
+
+
+def read_run_config(workdir: Path) -> TrainConfig:
+  """Reads the config that a run was trained with."""
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise UserError(f'{workdir}: no config.json there; name the --workdir of a training run')
+  return build(TrainConfig, json.loads(path.read_text()), str(path))
+
+
+def check_resume(config: TrainConfig, workdir: Path) -> None:
+  """Refuses to go on in a folder whose run had another model, objective, batch or seed."""
+  if not (workdir / 'config.json').exists():
+    return
+  before = read_run_config(workdir)
+  new = json.loads(json.dumps(dataclasses.asdict(config), default=dict))
+  old = json.loads(json.dumps(dataclasses.asdict(before), default=dict))
+  for field in ('model', 'objective', 'data', 'optimizer', 'batch_size', 'seed', 'steps'):
+    path = _difference(new[field], old[field], f'config.{field}')
+    if path:
+      raise UserError(
+        f'{path[0]}: {path[1]!r}, but the run in {workdir} has {path[2]!r}; use another --workdir, '
+        'or the same config to go on'
+      )
+
+
+def _difference(new: Any, old: Any, where: str) -> tuple[str, Any, Any] | None:
+  if isinstance(new, dict) and isinstance(old, dict):
+    for key in sorted({*new, *old}):
+      found = _difference(new.get(key), old.get(key), f'{where}.{key}')
+      if found:
+        return found
+    return None
+  return None if new == old else (where, new, old)

@@ -1,0 +1,91 @@
+"""Contrastive image-text training from scratch: two small towers on emoji scenes.
+
+  python -m align_jax.main --config=configs/clip.py --workdir=runs/clip
+
+About three minutes on 2 CPU cores. On your own images:
+`--config.data.real=folder:DIR` (class subfolders, or a captions.jsonl).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns the experiment."""
+  config = ConfigDict()
+  config.seed = 0
+  config.steps = 1000
+  config.batch_size = 128
+  config.log_every = 50
+  config.objective = ConfigDict({'name': 'contrastive', 'form': 'softmax'})
+  config.model = dual_encoder()
+  config.data = ConfigDict(
+    {
+      'real': 'emoji:scenes?size=32&split=train&count=6000&concepts=120&max_objects=3',
+      'generated': '',
+      'partners': '',
+      'real_weight': 1.0,
+      'generated_weight': 1.0,
+      'tokenizer': '',
+      'vocab_size': 600,
+      'length': 24,
+      'resize': 'crop',
+      'min_scale': 1.0,
+      'flip': False,  # captions say left and right
+      'colour': 0.0,  # captions name colours
+      'threads': 1,
+      'max_skipped': 0.01,
+    }
+  )
+  config.optimizer = ConfigDict(
+    {
+      'lr': 1e-3,
+      'schedule': 'cosine',
+      'warmup_steps': 100,
+      'weight_decay': 0.1,
+      'clip_norm': 1.0,
+      'ema': 0.0,
+      'accumulate': 1,
+    }
+  )
+  config.checkpoint = ConfigDict({'every': 250, 'keep': 2})
+  config.eval = ConfigDict(
+    {
+      'every': 0,
+      'data': 'emoji:scenes?size=32&split=test&count=1000&concepts=120&max_objects=3',
+      'generated': '',
+      'tasks': ('retrieval',),
+      'limit': 1000,
+    }
+  )
+  config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
+  return config
+
+
+def dual_encoder() -> ConfigDict:
+  """The small model of the demo: 16 patches, 96 wide."""
+  tower = {
+    'width': 96,
+    'heads': 3,
+    'mlp_dim': 384,
+    'activation': 'quick_gelu',
+    'dtype': 'float32',
+  }
+  return ConfigDict(
+    {
+      'init': '',
+      'image': {
+        **tower,
+        'image_size': 32,
+        'patch': 8,
+        'depth': 4,
+        'pool': 'mean',
+        'positions': 'learned',
+      },
+      'text': {**tower, 'vocab_size': 600, 'length': 24, 'depth': 2, 'causal': False, 'pool': 'mean',
+               'mask_padding': True},
+      'dim': 96,
+      'projection': 'single',
+      'init_scale': 14.3,
+      'max_scale': 100.0,
+    }
+  )

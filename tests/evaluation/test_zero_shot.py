@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from align_jax.evaluation import zero_shot
+
+
+def test_class_vectors_average_unit_vectors(encoder):
+  vectors = zero_shot.class_vectors(encoder, ['red', 'blue'], ('a {}', '{} and white'))
+  prompts = encoder.embed_texts(['a red', 'red and white'])
+  expected = prompts.mean(axis=0) / np.linalg.norm(prompts.mean(axis=0))
+  np.testing.assert_allclose(vectors[0], expected, rtol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+
+
+def test_every_template_names_the_class_once():
+  for templates in zero_shot.TEMPLATES.values():
+    assert len(set(templates)) == len(templates)
+    assert all(t.format('CAT').count('CAT') == 1 for t in templates)
+
+
+def test_only_images_with_one_label_count(make_features):
+  image = np.eye(3, dtype=np.float32)[[0, 1, 0, 2]]
+  labels = [('a',), ('a',), ('a', 'b'), ('c',)]
+  names = ['a', 'b', 'c']
+  features = make_features(image, labels=labels)
+  scores = zero_shot.classify(features, names, np.eye(3, dtype=np.float32))
+  assert scores['images'] == 3
+  assert scores['top1'] == pytest.approx(2 / 3)
+  assert scores['top5'] == 1
+  assert scores['balanced'] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_equal_class_vectors_name_nothing(make_features, unit):
+  vectors = np.repeat(unit(1), 6, axis=0)
+  features = make_features(unit(4, seed=1), labels=[(n,) for n in 'abcd'])
+  scores = zero_shot.classify(features, list('abcdef'), vectors)
+  assert scores['top1'] == scores['top5'] == 0
+
+
+def test_no_labels(make_features, unit):
+  with pytest.raises(ValueError, match='exactly one label'):
+    zero_shot.classify(make_features(unit(2)), ['a'], unit(1))
