@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from align_jax.cache import keep_compiled_programs
 from align_jax.errors import UserError
 
 
@@ -45,6 +46,7 @@ def run(main: Callable[[], None]) -> None:
     if len(argv) > 1:
       _stop(f'unexpected argument {argv[1]!r}; every argument is a flag: --name=value')
     try:
+      keep_compiled_programs()
       main()
     except UserError as error:
       _stop(str(error))

@@ -59,9 +59,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
   if origin is typing.Literal:
     options = typing.get_args(hint)
     if value not in options:
-      raise UserError(
-        f'{where}: {value!r} is not one of {", ".join(map(repr, options))}'
-      )
+      raise UserError(f'{where}: {value!r} is not one of {", ".join(map(repr, options))}')
     return value
   if origin is tuple:
     if isinstance(value, str) or not hasattr(value, '__iter__'):
@@ -74,7 +72,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
       kinds = list(args)
     else:
       raise UserError(f'{where}: expected {len(args)} values, got {len(items)}')
-    return tuple(_convert(k, v, f'{where}[{i}]') for i, (k, v) in enumerate(zip(kinds, items, strict=True)))
+    return tuple(
+      _convert(k, v, f'{where}[{i}]') for i, (k, v) in enumerate(zip(kinds, items, strict=True))
+    )
   if origin in (dict, Mapping):
     if not isinstance(value, Mapping):
       raise UserError(f'{where}: expected a group of fields, got {value!r}')

@@ -46,7 +46,9 @@ class Encoder:
     skeleton = Skeleton(lambda rngs: DualEncoder(config, rngs))
 
     @functools.partial(jax.jit, static_argnums=(2, 3))
-    def image(params: Params, images: jax.Array, modality: str, projection: str | None) -> jax.Array:
+    def image(
+      params: Params, images: jax.Array, modality: str, projection: str | None
+    ) -> jax.Array:
       return skeleton.bind(params).encode_image(images, modality, projection)
 
     @jax.jit

@@ -29,7 +29,9 @@ _PARTNERS = flags.DEFINE_string('partners', '', 'Where their real partners are; 
 _TASKS = flags.DEFINE_list('tasks', list(NAMES), f'Any of {",".join(NAMES)}.')
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the numbers.')
 _REPORT = flags.DEFINE_string('report', '', 'HTML page to write as well.')
-_INFERENCE = flags.DEFINE_enum('inference', 'clip_flow', list(READINGS), 'How real images are read.')
+_INFERENCE = flags.DEFINE_enum(
+  'inference', 'clip_flow', list(READINGS), 'How real images are read.'
+)
 _TEMPLATES = flags.DEFINE_string('templates', 'photo', 'Prompt templates of zero-shot.')
 _LIMIT = flags.DEFINE_integer('limit', None, 'At most so many records of each source.')
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; default: the newest.')

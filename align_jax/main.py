@@ -34,9 +34,7 @@ def main() -> None:
   train(config, objective, workdir, evaluate=_evaluator(config, workdir))
 
 
-def _evaluator(
-  config: TrainConfig, workdir: Path
-) -> Callable[[Params], dict[str, float]] | None:
+def _evaluator(config: TrainConfig, workdir: Path) -> Callable[[Params], dict[str, float]] | None:
   """`config.eval` as a function of the parameters, or None."""
   if not config.eval.every:
     return None

@@ -20,14 +20,14 @@ def get_config() -> ConfigDict:
   config.model = dual_encoder()
   config.data = ConfigDict(
     {
-      'real': 'emoji:scenes?size=32&split=train&count=6000&concepts=120&max_objects=3',
+      'real': 'emoji:scenes?size=32&split=train&count=6000&concepts=120&max_objects=3&captions=short',
       'generated': '',
       'partners': '',
       'real_weight': 1.0,
       'generated_weight': 1.0,
       'tokenizer': '',
       'vocab_size': 600,
-      'length': 24,
+      'length': 20,
       'resize': 'crop',
       'min_scale': 1.0,
       'flip': False,  # captions say left and right
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
   config.eval = ConfigDict(
     {
       'every': 0,
-      'data': 'emoji:scenes?size=32&split=test&count=1000&concepts=120&max_objects=3',
+      'data': 'emoji:scenes?size=32&split=test&count=1000&concepts=120&max_objects=3&captions=short',
       'generated': '',
       'tasks': ('retrieval',),
       'limit': 1000,
@@ -81,8 +81,15 @@ def dual_encoder() -> ConfigDict:
         'pool': 'mean',
         'positions': 'learned',
       },
-      'text': {**tower, 'vocab_size': 600, 'length': 24, 'depth': 2, 'causal': False, 'pool': 'mean',
-               'mask_padding': True},
+      'text': {
+        **tower,
+        'vocab_size': 600,
+        'length': 20,
+        'depth': 2,
+        'causal': False,
+        'pool': 'mean',
+        'mask_padding': True,
+      },
       'dim': 96,
       'projection': 'single',
       'init_scale': 14.3,

@@ -1,4 +1,128 @@
 """The demo: does aligning generated images beat mixing them, on real artwork?
 
   make demo      (python -m align_jax.study --config=configs/demo.py --workdir=runs/demo)
+
+A base model learns from 4,000 real scenes. A generator learns from the same scenes and draws 8,000
+images: of the captions of those scenes, and of captions whose images nobody saw. Then four arms
+spend the same number of steps. Under 15 minutes on 2 CPU cores. On your own images:
+`--config.data.real=folder:DIR --config.data.held_out=''`.
 """
+
+from ml_collections import ConfigDict
+
+from configs import clip, flow
+
+SCENES = 'emoji:scenes?size=32&concepts=120&max_objects=3&captions=short'
+
+
+def get_config() -> ConfigDict:
+  """Returns the study."""
+  config = ConfigDict()
+  config.title = 'GMAIL on emoji scenes'
+  config.seeds = (0,)
+  config.data = ConfigDict(
+    {
+      'real': SCENES,
+      'held_out': {'compositions': f'{SCENES}&split=compositions'},
+      'train_count': 4000,
+      'extra_count': 4000,
+      'test_count': 1000,
+    }
+  )
+  config.base = base()
+  config.generator = generator()
+  config.sampling = ConfigDict(
+    {
+      'count': 8000,
+      'gap_count': 600,
+      'steps': 12,
+      'guidance': 2.5,
+      'method': 'euler',
+      'batch_size': 250,
+      'shards': 4,
+      'seed': 0,
+    }
+  )
+  config.arm = arm()
+  config.arms = ConfigDict(
+    {
+      'real_only': {'title': 'real only', 'stages': ({'data': {'real': '{real}'}},)},
+      'generated_only': {
+        'title': 'generated only, unaligned',
+        'stages': ({'data': {'generated': '{generated}'}},),
+      },
+      'naive_mix': {
+        'title': 'naive mix',
+        'stages': ({'data': {'real': '{real}', 'generated': '{generated}'}},),
+      },
+      'aligned': {
+        'title': 'aligned (GMAIL)',
+        'stages': aligned(),
+        'readings': ('clip_flow', 'aligned_encoder'),
+      },
+    }
+  )
+  config.tasks = ('retrieval', 'zero_shot', 'probe', 'gap')
+  config.templates = 'scene'
+  config.eval_limit = 4000
+  return config
+
+
+def base() -> ConfigDict:
+  """The model that every arm starts from: real images alone."""
+  config = clip.get_config()
+  config.steps = 900
+  config.data.real = '{real}'
+  config.checkpoint = ConfigDict({'every': 300, 'keep': 1})
+  return config
+
+
+def generator() -> ConfigDict:
+  """A text-conditional rectified-flow model on the same real images."""
+  config = flow.get_config()
+  config.data.real = '{real}'
+  return config
+
+
+def arm() -> ConfigDict:
+  """What all arms share; a stage overrides it."""
+  config = clip.get_config()
+  config.steps = 400
+  config.data.real = ''
+  config.optimizer.lr = 5e-4
+  config.optimizer.warmup_steps = 20
+  config.checkpoint = ConfigDict({'every': 0, 'keep': 1})
+  config.model.init = '{init}'
+  return config
+
+
+def aligned(
+  *,
+  rank: int | str = 4,
+  form: str = 'one_way',
+  text_weight: float = 0.0,
+  projection: str = 'dual',
+  lock: tuple[str, ...] = ('image', 'image_projection', 'lora', 'generated_projection'),
+) -> tuple[dict, dict]:
+  """GMAIL's two stages: align the generated track, then learn from both modalities through it.
+
+  The steps of both together are those of the other arms.
+  """
+  model = {
+    'projection': projection,
+    'lora': {'rank': rank, 'alpha': 4.0, 'layers': ('attention', 'mlp')},
+  }
+  align = {
+    'steps': 200,
+    'model': model,
+    'objective': {'name': 'gmail', 'form': form, 'text_weight': text_weight},
+    'data': {'real': '{real}', 'generated': '{paired}'},
+    'optimizer': {'lr': 2e-3, 'weight_decay': 0.01},
+  }
+  use = {
+    'steps': 200,
+    'model': model,
+    'objective': {'name': 'contrastive', 'route': 'modality', 'lock': lock},
+    'data': {'real': '{real}', 'generated': '{generated}'},
+  }
+  return align, use

@@ -15,7 +15,7 @@ def alignment_loss(
   real: Float[Array, 'batch dim'],
   has_partner: Bool[Array, 'batch'],
   *,
-  temperature: Scale,
+  temperature: Scale = 0.07,
   form: Literal['one_way', 'symmetric', 'sigmoid'] = 'one_way',
   group: Int[Array, 'batch'] | None = None,
   bias: Scale | None = None,
@@ -24,17 +24,18 @@ def alignment_loss(
 
   `one_way`, the paper's equation 1:
   `L = -mean_i log softmax_j( cos(f_g(x_g^i), f_r(x_r^j)) / τ )`; `symmetric` averages it with the
-  other direction; `sigmoid` takes every pair as a yes-no question.
+  other direction; `sigmoid` takes every pair as a yes-no question, `losses.contrastive.sigmoid_loss`
+  with scale 1 / τ.
 
   Args:
     generated, real: unit-norm embeddings; row i of one is the partner of row i of the other.
     has_partner: rows without a partner count neither as queries nor as negatives.
-    temperature: τ, 0.07 in the paper.
+    temperature: τ, 0.07 in the paper; a learned one is `1 / scale`.
     form: see above.
     group: other rows of the same group (the same caption, say) are no negatives. The sources do
       not speak of them; without this, two scenes of one caption would be pushed apart.
-    bias: of the sigmoid form; None: `-log(batch - 1)`, at which a pair of mean similarity is judged
-      as often right as it is.
+    bias: of the sigmoid form; None: `-log(n - 1)` for n rows with a partner, the log-odds that a
+      pair picked at random is a match.
 
   Returns: nats per generated image with a partner; 0 when there is none.
   Source: GMAIL, arXiv 2602.15368, equation 1.

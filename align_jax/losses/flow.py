@@ -41,7 +41,9 @@ def sample_time(
 
 
 def interpolate(
-  image: Float[Array, 'batch *shape'], noise: Float[Array, 'batch *shape'], time: Float[Array, 'batch']
+  image: Float[Array, 'batch *shape'],
+  noise: Float[Array, 'batch *shape'],
+  time: Float[Array, 'batch'],
 ) -> Float[Array, 'batch *shape']:
   """Returns x_t, the point at `time` on the line from `image` (time 0) to `noise` (time 1)."""
   time = time.reshape(-1, *(1,) * (image.ndim - 1))

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from align_jax.errors import UserError
 from align_jax.models.param import param
 
 Gate = Float[Array, 'batch'] | None  # None: the real track, which has no adapter
@@ -26,6 +27,12 @@ class LoraConfig:
   rank: int | Literal['full'] = 4
   alpha: float = 4.0
   layers: tuple[Literal['attention', 'mlp'], ...] = ('attention', 'mlp')
+
+  def __post_init__(self) -> None:
+    if self.rank != 'full' and self.rank < 1:
+      raise UserError(f'config.model.lora.rank: {self.rank} must be at least 1, or full')
+    if not self.layers:
+      raise UserError('config.model.lora.layers: empty; name attention, mlp or both, or set no lora')
 
 
 class Adapter(nnx.Module):

@@ -26,7 +26,7 @@ from align_jax.models.param import param
 from align_jax.models.vit import block_flops, check_heads, patchify, sincos2d
 
 _FREQUENCIES = 128  # sines and as many cosines that a time is told in
-_LEAST_TIME = 0.05  # below it, an error in the image would be blown up to a huge velocity
+_LEAST_TIME = 0.02  # nearer to the image, an error in it would become a huge velocity
 
 
 class Context(NamedTuple):
@@ -88,9 +88,7 @@ class DitConfig:
 
   @property
   def block(self) -> BlockConfig:
-    return BlockConfig(
-      self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype
-    )
+    return BlockConfig(self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype)
 
   @property
   def patches(self) -> int:

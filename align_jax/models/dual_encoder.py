@@ -1,6 +1,7 @@
 """The dual encoder: an image tower with tracks by modality, a text tower, one space."""
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -48,6 +49,12 @@ class DualEncoderConfig:
   init_bias: float | None = None
   max_scale: float = 100.0
 
+  def __post_init__(self) -> None:
+    if not 0 < self.init_scale <= self.max_scale:
+      raise UserError(
+        f'config.model.init_scale: {self.init_scale} is outside (0, max_scale {self.max_scale}]'
+      )
+
   @property
   def image_size(self) -> int:
     return self.image.image_size
@@ -75,11 +82,13 @@ class DualEncoder(nnx.Module):
     init = nnx.initializers.normal(config.image.width**-0.5)
     axes = ('embed', 'out')
     self.image_projection = Linear(size, axes, rngs, bias=bias, init=init)
-    self.generated_projection = None
-    if config.projection == 'dual':
-      self.generated_projection = Linear(size, axes, rngs, bias=bias, init=init)
-      # both tracks begin as the same function
-      self.generated_projection.kernel[...] = self.image_projection.kernel[...]
+    # both tracks begin as the same function
+    kernel = self.image_projection.kernel[...]
+    self.generated_projection = (
+      Linear(size, axes, rngs, bias=bias, init=lambda *_: kernel)
+      if config.projection == 'dual'
+      else None
+    )
     size = (config.text.width, config.dim)
     init = nnx.initializers.normal(config.text.width**-0.5)
     self.text_projection = Linear(size, axes, rngs, bias=bias, init=init)
@@ -126,7 +135,7 @@ class DualEncoder(nnx.Module):
   @property
   def scale(self) -> Float[Array, '']:
     """The inverse temperature, at most `max_scale`."""
-    return jnp.exp(jnp.minimum(self.log_scale[...], math.log(self.config.max_scale)))
+    return jnp.exp(_at_most(self.log_scale[...], math.log(self.config.max_scale)))
 
   @property
   def bias(self) -> Float[Array, '']:
@@ -138,6 +147,28 @@ class DualEncoder(nnx.Module):
     if self.logit_bias is None:
       raise UserError('config.model.init_bias: the sigmoid loss needs one; set -10 (SigLIP)')
     return self.logit_bias[...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _at_most(x: Float[Array, ''], bound: float) -> Float[Array, '']:
+  """`min(x, bound)` that still learns at the bound: a gradient that leads back down passes.
+
+  The gradient of a plain minimum is zero there, and a temperature that once reached the bound (that
+  of OpenAI's weights has) would stay for ever.
+  """
+  return jnp.minimum(x, bound)
+
+
+def _at_most_forward(x: Array, bound: float) -> tuple[Array, Array]:
+  return jnp.minimum(x, bound), x < bound
+
+
+def _at_most_backward(bound: float, inside: Array, gradient: Array) -> tuple[Array]:
+  del bound
+  return (jnp.where(inside | (gradient > 0), gradient, 0.0),)
+
+
+_at_most.defvjp(_at_most_forward, _at_most_backward)
 
 
 def _is(modality: Modality | Modalities, name: Modality) -> bool:

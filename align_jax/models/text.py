@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from align_jax.errors import UserError
 from align_jax.models.layers import Activation, Block, BlockConfig, Dtype, LayerNorm
 from align_jax.models.param import param
 from align_jax.models.vit import block_flops, check_heads
@@ -44,7 +45,7 @@ class TextConfig:
   dtype: Dtype = 'float32'
 
   def __post_init__(self) -> None:
-    check_heads(self.width, self.heads, 'model.text')
+    check_heads(self.width, self.heads, 'config.model.text')
 
   @property
   def block(self) -> BlockConfig:
@@ -71,8 +72,17 @@ class TextTransformer(nnx.Module):
     self.norm = LayerNorm(config.width, config.eps, rngs)
 
   def __call__(self, tokens: Int[Array, 'batch length']) -> Float[Array, 'batch width']:
-    """Embeds texts, padded to any length up to the config's."""
+    """Embeds texts, padded to any length up to the config's.
+
+    Raises:
+      UserError: the texts are longer than the position table.
+    """
     config = self.config
+    if tokens.shape[1] > config.length:
+      raise UserError(
+        f'texts of {tokens.shape[1]} tokens, but the model reads {config.length}: set '
+        'config.data.length and config.model.text.length to the same number'
+      )
     x = self.token[...][tokens] + self.position[...][: tokens.shape[1]]
     x = x.astype(config.dtype)
     mask = self._mask(tokens)

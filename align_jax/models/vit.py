@@ -49,13 +49,17 @@ class VitConfig:
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
   def __post_init__(self) -> None:
+    where = 'config.model.image'
+    if self.patch < 1 or self.image_size < 1:
+      raise UserError(f'{where}: image_size and patch must be positive')
     if self.image_size % self.patch:
       near = max(1, round(self.image_size / self.patch)) * self.patch
       raise UserError(
-        f'model.image: image_size {self.image_size} is not divisible by patch {self.patch}; '
-        f'use {near}'
+        f'{where}: image_size {self.image_size} is not divisible by patch {self.patch}; use {near}'
       )
-    check_heads(self.width, self.heads, 'model.image')
+    check_heads(self.width, self.heads, where)
+    if self.positions == 'sincos2d':
+      _check_sincos(self.width)
 
   @property
   def block(self) -> BlockConfig:
@@ -76,14 +80,15 @@ class VitConfig:
     total += self.depth * block_flops(self.block, tokens)
     if self.pool == 'map':
       width, length = self.width, self.patches
-      total += 2 * width * width * (2 * length + 2) + 4 * length * width
+      # the query is the same for every image, so it costs nothing per image
+      total += 2 * width * width * (2 * length + 1) + 4 * length * width
       total += 4 * width * self.mlp_dim
     return total
 
 
 def check_heads(width: int, heads: int, where: str) -> None:
   """Raises a UserError unless the heads share the width evenly."""
-  if width % heads:
+  if heads < 1 or width % heads:
     raise UserError(f'{where}: width {width} is not divisible by {heads} heads; change either')
 
 
@@ -175,7 +180,9 @@ class AttentionPool(nnx.Module):
     width = config.width
     self.probe = param(rngs, nnx.initializers.xavier_uniform(), (1, width), (None, 'embed'))
     self.query = Linear((width, width), ('embed', 'heads'), rngs)
-    self.key_value = Linear((width, 2 * width), ('embed', 'qkv'), rngs)
+    # each of the two is initialised as the square matrix it is
+    init = nnx.initializers.variance_scaling(1.0, 'fan_in', 'uniform')
+    self.key_value = Linear((width, 2 * width), ('embed', 'qkv'), rngs, init=init)
     self.out = Linear((width, width), ('heads', 'embed'), rngs)
     self.norm = LayerNorm(width, config.eps, rngs)
     self.mlp = Mlp(config, None, rngs)
@@ -209,8 +216,7 @@ def sincos2d(grid: tuple[int, int], width: int) -> np.ndarray:
 
   Source: Chen et al. 2021 (MoCo v3), arXiv 2104.02057; the temperature is 10,000.
   """
-  if width % 4:
-    raise UserError(f'model: sin-cos positions need a width divisible by 4, not {width}')
+  _check_sincos(width)
   frequency = 1 / 10_000 ** (np.arange(width // 4) / max(1, width // 4 - 1))
   y, x = np.mgrid[: grid[0], : grid[1]]
   angles = [np.outer(axis.ravel(), frequency) for axis in (x, y)]
@@ -218,10 +224,22 @@ def sincos2d(grid: tuple[int, int], width: int) -> np.ndarray:
   return np.concatenate(parts, axis=1).astype(np.float32)
 
 
+def _check_sincos(width: int) -> None:
+  if width % 4:
+    raise UserError(f'config.model: sin-cos positions need a width divisible by 4, not {width}')
+
+
 def interpolate_positions(
   table: Float[Array, 'length width'], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Array, 'other width']:
-  """Resizes a learned grid of positions to another resolution, bicubic with antialiasing."""
+  """Resizes a learned grid of positions to another resolution, bicubic with antialiasing.
+
+  Args:
+    table: row by row, `old[0] · old[1]` long, without a class token's position.
+    old, new: rows and columns of the grids.
+
+  Source: the resampling of `open_clip` (PyTorch's bicubic, antialiased), to float32 rounding.
+  """
   width = table.shape[-1]
   grid = table.reshape(*old, width)
   resized = jax.image.resize(grid, (*new, width), 'bicubic', antialias=True)

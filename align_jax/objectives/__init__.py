@@ -18,5 +18,7 @@ def make_objective(config: Mapping[str, Any]) -> Objective:
   settings = dict(config)
   name = settings.pop('name', None)
   if name not in OBJECTIVES:
-    raise UserError(f'config.objective.name: {name!r} is unknown{did_you_mean(str(name), OBJECTIVES)}')
+    raise UserError(
+      f'config.objective.name: {name!r} is unknown{did_you_mean(str(name), OBJECTIVES)}'
+    )
   return build(OBJECTIVES[name], settings, 'config.objective')

@@ -46,7 +46,9 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     sizes[sizes.index(-1)] = len(devices) // fixed
   if int(np.prod(sizes)) != len(devices):
     named = ' x '.join(f'{n}={s}' for n, s in zip(AXES, sizes, strict=True))
-    raise UserError(f'config.mesh: {named} does not make {len(devices)} devices; set one axis to -1')
+    raise UserError(
+      f'config.mesh: {named} does not make {len(devices)} devices; set one axis to -1'
+    )
   return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -44,7 +44,10 @@ def text_table(config: StudyConfig, values) -> str:
     cells.append([name, *(c.text + (f' ± {c.spread}' if c.spread else '') for c in row)])
   widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
   return '\n'.join(
-    '  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+    '  '.join(
+      c.ljust(w) if i == 0 else c.rjust(w)
+      for i, (c, w) in enumerate(zip(line, widths, strict=True))
+    )
     for line in cells
   )
 

@@ -10,6 +10,7 @@ from align_jax.errors import UserError
 from align_jax.evaluation.tasks import Inference
 from align_jax.train.config import TrainConfig
 
+
 @dataclasses.dataclass(frozen=True)
 class StudyData:
   """Where the study's images come from; `align_jax.data.sources` explains the specs.

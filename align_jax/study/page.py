@@ -76,8 +76,10 @@ def verdict(runs: Sequence[Run]) -> str:
     said.append(f'no clear difference on {_and(words["even"])}')
   text = '; '.join(said) + '.'
   one = len({run.seed for run in runs}) == 1
-  return text[0].upper() + text[1:] + (
-    ' One seed: differences of three points and less are taken for noise.' if one else ''
+  return (
+    text[0].upper()
+    + text[1:]
+    + (' One seed: differences of three points and less are taken for noise.' if one else '')
   )
 
 
@@ -94,7 +96,9 @@ def _tables(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
     rows = {n: values[n] for n, arm in config.arms.items() if arm.group == group}
     if group and _ALIGNED in values:
       rows = {_ALIGNED: values[_ALIGNED], **rows}  # what every ablation is compared with
-    out.append(metric_table(group or 'Which use of generated images works on real ones', rows, names=names))
+    out.append(
+      metric_table(group or 'Which use of generated images works on real ones', rows, names=names)
+    )
     if not group:
       out += _more_tables(config, runs, rows, names)
   return out
@@ -105,24 +109,36 @@ def _more_tables(
 ) -> list[Section]:
   out: list[Section] = []
   for held_out in config.data.held_out:
-    keys = {f'{held_out}.retrieval.{way}.r{k}': f'retrieval.{way}.r{k}'
-            for way in ('t2i', 'i2t') for k in (1, 5)}
+    keys = {
+      f'{held_out}.retrieval.{way}.r{k}': f'retrieval.{way}.r{k}'
+      for way in ('t2i', 'i2t')
+      for k in (1, 5)
+    }
     renamed = {
       arm: {short: metrics[key] for key, short in keys.items() if key in metrics}
       for arm, metrics in rows.items()
     }
     out.append(
       metric_table(
-        f'Held-out set: {held_out}', renamed, keys=list(keys.values()), names=names,
+        f'Held-out set: {held_out}',
+        renamed,
+        keys=list(keys.values()),
+        names=names,
         note=config.data.held_out[held_out],
       )
     )
-  both = {k: v for k, v in by_arm(runs, all_readings=True).items() if '(' in k and k.split(' (')[0] in rows}
+  both = {
+    k: v
+    for k, v in by_arm(runs, all_readings=True).items()
+    if '(' in k and k.split(' (')[0] in rows
+  }
   if both:
     titles = {k: f'{names[k.split(" (")[0]]} ({k.split(" (")[1]}' for k in both}
     out.append(
       metric_table(
-        'Both readings of inference', both, names=titles,
+        'Both readings of inference',
+        both,
+        names=titles,
         note='clip_flow reads real images with the frozen real track, aligned_encoder with the '
         'aligned encoder and the real projection (the paper says both).',
       )
@@ -180,5 +196,3 @@ def _pictures(config: StudyConfig, specs: Specs, run: Run) -> list[Section]:
 def _details(config: StudyConfig, specs: Specs, seconds: Mapping[str, float]) -> Section:
   licences = {s: open_source(s).licence for s in (specs.real, specs.extra, specs.test)}
   return sections.run_details(sys.argv, config, licences, seconds)
-
-

@@ -18,9 +18,9 @@ from align_jax.config import build
 from align_jax.data.sources import open_source
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.errors import UserError
+from align_jax.evaluation.tasks import Inference
 from align_jax.models.flat import Skeleton
 from align_jax.objectives import make_objective
-from align_jax.evaluation.tasks import Inference
 from align_jax.study.config import Arm, StudyConfig, train_config
 from align_jax.study.score import score_run
 from align_jax.study.specs import Specs, split_specs
@@ -53,7 +53,7 @@ def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], dict[str, 
     folder = workdir / f'seed{seed}' / 'base'
     with clock.piece(f'base, seed {seed}'):
       values = train_config(
-        config.base, {'seed': seed}, specs.names(0, ''), f'config.base (seed {seed})'
+        config.base, {'seed': seed}, specs.names(1, 1, ''), f'config.base (seed {seed})'
       )
       train_once(values, folder, f'base, seed {seed}')
     bases[seed] = folder
@@ -61,7 +61,7 @@ def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], dict[str, 
     values = train_config(
       config.generator,
       {'data': {'tokenizer': str(bases[config.seeds[0]] / 'tokenizer')}},
-      specs.names(0, ''),
+      specs.names(1, 1, ''),
       'config.generator',
     )
     train_once(values, workdir / 'generator', 'generator')
@@ -78,7 +78,7 @@ def check_sources(config: StudyConfig, specs: Specs) -> None:
   """Opens every source and builds every training config, so that mistakes show before any work."""
   for spec in (specs.real, specs.extra, specs.test, *config.data.held_out.values()):
     open_source(spec)
-  names = specs.names(0, 'run:base')
+  names = specs.names(1, 1, 'run:base')
   for values, where in ((config.base, 'config.base'), (config.generator, 'config.generator')):
     _check_training(train_config(values, {}, names, where))
   for name, arm in config.arms.items():
@@ -142,7 +142,8 @@ def _prompts(sources: list[tuple[str, bool]], count: int) -> list[Prompt]:
   """The first `count` prompts: the captions of each source in turn, again and again."""
   once = []
   for spec, paired in sources:
-    for record in open_source(spec):  # type: ignore[attr-defined]
+    source = open_source(spec)
+    for record in (source[i] for i in range(len(source))):
       if record.captions:
         once.append(Prompt.of(record, paired=paired))
   if not once:
@@ -169,8 +170,10 @@ def _run_arm(
     with clock.piece(label):
       values = train_config(
         config.arm,
-        _with_seed(stage, seed, init),
-        specs.names(arm.generated, f'run:{init}'),
+        {**stage, 'seed': seed},
+        specs.names(
+          arm.generated or config.sampling.count, len(open_source(specs.real)), f'run:{init}'
+        ),
         f'config.arms.{name}.stages[{index - 1}]',
       )
       train_once(values, stage_folder, label)
@@ -178,13 +181,6 @@ def _run_arm(
   with clock.piece(f'{name}, seed {seed}, evaluation'):
     scores = score_run(config, specs, arm.readings, init, folder / 'scores.json')
   return Run(name, seed, init, base, scores)
-
-
-def _with_seed(stage: Mapping[str, Any], seed: int, init: Path) -> dict[str, Any]:
-  out = dict(stage)
-  out['seed'] = seed
-  out['model'] = {**dict(stage.get('model', {})), 'init': f'run:{init}'}
-  return out
 
 
 class _Clock:
@@ -226,4 +222,3 @@ class _Piece:
     if error is None:
       self._clock.finish(self._name, time.monotonic() - self._start)
       jax.clear_caches()  # programs of a finished piece only take memory
-

@@ -17,14 +17,20 @@ class Specs:
   generated: str
   gap: str
 
-  def names(self, generated: int, init: str) -> dict[str, str]:
-    """What the placeholders of a config stand for, with so many generated images."""
-    seen = with_options(self.generated, limit=generated) if generated else self.generated
+  def names(self, generated: int, paired: int, init: str) -> dict[str, str]:
+    """What the placeholders of a config stand for.
+
+    Args:
+      generated: how many generated images are seen.
+      paired: of them, the first so many have a real partner that is seen, too.
+      init: where weights come from.
+    """
     return {
       'real': self.real,
       'extra': self.extra,
       'test': self.test,
-      'generated': seen,
+      'generated': with_options(self.generated, limit=generated),
+      'paired': with_options(self.generated, limit=min(generated, paired)),
       'init': init,
     }
 

@@ -103,9 +103,13 @@ def load_params(workdir: Path, *, averaged: bool = False, step: int | None = Non
     UserError: no complete checkpoint there.
   """
   folder = (workdir / 'checkpoints').absolute()
-  steps = sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit()) if folder.exists() else []
+  steps = (
+    sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit()) if folder.exists() else []
+  )
   if not steps or (step is not None and step not in steps):
-    raise UserError(f'{workdir}: holds no checkpoint{f" of step {step}" if step else ""}; name a run folder')
+    raise UserError(
+      f'{workdir}: holds no checkpoint{f" of step {step}" if step else ""}; name a run folder'
+    )
   where = folder / str(step if step is not None else steps[-1])
   with ocp.StandardCheckpointer() as reader:
     params = _read(reader, where / 'model')
@@ -128,16 +132,14 @@ def _read(reader: ocp.StandardCheckpointer, path: Path) -> dict[str, Any]:
 
 
 def _abstract(tree: Any) -> Any:
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-  )
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def _first_line(error: BaseException) -> str:
   return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
-class _readable_errors:  # noqa: N801
+class _readable_errors:
   """Turns a full disk into a UserError; other errors pass."""
 
   def __init__(self, folder: Path):

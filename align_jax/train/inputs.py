@@ -130,7 +130,8 @@ def _check_pairs(generated: Source, partners: Source | None, data: DataConfig) -
   mend = 'set config.objective.pair_weight=0 and text_weight=1, or name the partners'
   if partners is None:
     raise UserError(
-      'config.data.partners: empty, and so is config.data.real, but the real-pair term is on; ' + mend
+      'config.data.partners: empty, and so is config.data.real, but the real-pair term is on; '
+      + mend
     )
   known = pair_index(partners)
   if not any(record.pair_id in known for record in _peek(generated)):

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,13 @@ def train(
   writer = MetricWriter(workdir, resume_step=start)
   progress = Progress(label, config.steps, start, config.batch_size)
   late = _LateMetrics()
+
+  def report(until: int) -> None:
+    for done, values in late.read(until):
+      if done % config.log_every == 0 or done == config.steps:
+        speed = progress.show(done, values['loss'])
+        writer.write(done, {**values, 'examples_per_s': speed})
+
   try:
     if start == 0:
       print(f'{label}: {count(learn):,} of {count(skeleton.shapes):,} parameters learn', flush=True)
@@ -118,13 +125,10 @@ def train(
       ids = batch.pop('ids')
       state, metrics = step_fn(state, put_batch(batch, mesh))
       late.add(step, ids, metrics)
+      report(step - _LATE)
       last = step == config.steps
-      if step % config.log_every == 0 or last:
-        values = late.read(step if last else step - _LATE)
-        speed = progress.show(step, values['loss'])
-        writer.write(step, {**values, 'examples_per_s': speed})
       if _due(step, config.checkpoint.every) or last:
-        late.read(step)  # a state with a loss that is not finite is never saved
+        report(step)  # a state with a loss that is not finite is never saved
         # saved before the next batch is drawn: the position is that of this step
         checkpoints.save(state, batches.get_state())
       if evaluate is not None and (_due(step, config.eval.every) or last) and config.eval.every:
@@ -145,15 +149,13 @@ class _LateMetrics:
   def __init__(self) -> None:
     self._waiting: collections.deque[tuple[int, np.ndarray, dict[str, jax.Array]]]
     self._waiting = collections.deque()
-    self._newest: dict[str, float] = {}
 
   def add(self, step: int, ids: np.ndarray, metrics: dict[str, jax.Array]) -> None:
-    """Keeps a step's metrics; checks the ones that are old enough to be there."""
+    """Keeps a step's metrics until they are read."""
     self._waiting.append((step, ids, metrics))
-    self.read(step - _LATE)
 
-  def read(self, until: int) -> dict[str, float]:
-    """Returns the newest metrics of a step <= `until`; raises if a loss on the way is not finite."""
+  def read(self, until: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yields the metrics of the steps up to `until`; raises at a loss that is not finite."""
     while self._waiting and self._waiting[0][0] <= until:
       step, ids, metrics = self._waiting.popleft()
       values = {k: float(v) for k, v in jax.device_get(metrics).items()}
@@ -163,8 +165,7 @@ class _LateMetrics:
           f'loss is {values["loss"]} at step {step}, records {shown}; nothing of this step was '
           'saved. Lower config.optimizer.lr or look at these records'
         )
-      self._newest = values
-    return self._newest
+      yield step, values
 
 
 def init_folder(init: str) -> Path | None:

@@ -19,7 +19,9 @@ def _trained(mesh, steps, ema=0.9):
 
 
 def _same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 def test_restores_everything_bit_for_bit_and_goes_on_equally(tmp_path):

@@ -58,8 +58,10 @@ def test_groups_scale_the_rate_and_vectors_are_not_decayed():
     groups=(Group('^text/', lr_scale=0.5, weight_decay=0.0),),
   )
   optimizer = make_optimizer(config, 10, params)
-  grads = [{k: jnp.asarray(rng.normal(size=p.shape), jnp.float32) for k, p in params.items()}
-           for _ in range(3)]
+  grads = [
+    {k: jnp.asarray(rng.normal(size=p.shape), jnp.float32) for k, p in params.items()}
+    for _ in range(3)
+  ]
   state, new = optimizer.init(params), params
   for grad in grads:
     updates, state = optimizer.update(grad, state, new)

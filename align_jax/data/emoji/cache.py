@@ -16,6 +16,7 @@ from pathlib import Path
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
+from align_jax.cache import cache_folder
 from align_jax.data.emoji.concepts import package
 from align_jax.data.emoji.drawing import Painter
 from align_jax.data.emoji.records import Plan, make_record
@@ -63,15 +64,6 @@ def cached_file(plan: Plan, count: int, spec: str) -> Path:
     with contextlib.suppress(OSError):
       aside.unlink(missing_ok=True)
   return path
-
-
-def cache_folder() -> Path:
-  """Returns $ALIGN_JAX_CACHE, else $XDG_CACHE_HOME/align_jax, else ~/.cache/align_jax."""
-  own = os.environ.get('ALIGN_JAX_CACHE')
-  if own:
-    return Path(own).expanduser()
-  shared = os.environ.get('XDG_CACHE_HOME')
-  return (Path(shared) if shared else Path.home() / '.cache') / 'align_jax'
 
 
 def licence() -> str:
