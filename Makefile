@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
-# requirements.txt holds the versions tested on Python 3.11; a newer Python takes the newest that fit.
-PINS := $(if $(filter 3.11,$(VERSION)),-r requirements.txt,)
+# requirements.txt holds the versions tested on Python 3.11, as constraints; a newer Python takes the
+# newest that fit.
+PINS := $(if $(filter 3.11,$(VERSION)),-c requirements.txt,)
 # the parity tests' torch comes as a small CPU build for Python 3.11; elsewhere they are skipped
 TEST_EXTRAS := $(if $(filter 3.11,$(VERSION)),test$(comma)parity,test)
 comma := ,

@@ -20,6 +20,6 @@ def keep_compiled_programs() -> None:
   """
   import jax  # the pack is drawn by processes that need no JAX
 
-  if jax.config.jax_compilation_cache_dir is None:
+  if not jax.config.read('jax_compilation_cache_dir'):
     jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -58,8 +58,10 @@ def run(main: Callable[[], None]) -> None:
   app.run(guarded, flags_parser=_parse)
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
-  """Defines `--config=FILE.py` with `--config.path.to=value` overrides, locked against new fields."""
-  return config_flags.DEFINE_config_file(
-    'config', default, 'Path of a config file in configs/, see docs/configs.md.', lock_config=True
+def define_config() -> flags.FlagHolder:
+  """Defines `--config=FILE.py` with overrides `--config.path.to=value`; fields cannot be added."""
+  holder = config_flags.DEFINE_config_file(
+    'config', None, 'Path of a config file in configs/, see docs/configs.md.', lock_config=True
   )
+  flags.mark_flag_as_required('config')
+  return holder

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 from absl import flags
 
@@ -18,16 +19,18 @@ from align_jax.encoder import load_run
 from align_jax.errors import UserError
 from align_jax.evaluation import sections
 from align_jax.evaluation.report import Curve, Curves, Report, Section, metric_table, write_report
-from align_jax.evaluation.tasks import NAMES, READINGS, Embedded, EvalData, measure
+from align_jax.evaluation.tasks import NAMES, READINGS, Embedded, EvalData, Inference, measure
 from align_jax.train.loop import read_run_config
 from align_jax.train.metrics import read_metrics
 
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run folder, the --workdir of training.')
-_DATA = flags.DEFINE_string('data', None, 'Source spec of held-out real images.')
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'Run folder, the --workdir of training.', required=True
+)
+_DATA = flags.DEFINE_string('data', None, 'Source spec of held-out real images.', required=True)
 _GENERATED = flags.DEFINE_string('generated', '', 'Source spec of generated images (probe, gap).')
 _PARTNERS = flags.DEFINE_string('partners', '', 'Where their real partners are; empty: --data.')
 _TASKS = flags.DEFINE_list('tasks', list(NAMES), f'Any of {",".join(NAMES)}.')
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the numbers.')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the numbers.', required=True)
 _REPORT = flags.DEFINE_string('report', '', 'HTML page to write as well.')
 _INFERENCE = flags.DEFINE_enum(
   'inference', 'clip_flow', list(READINGS), 'How real images are read.'
@@ -35,7 +38,6 @@ _INFERENCE = flags.DEFINE_enum(
 _TEMPLATES = flags.DEFINE_string('templates', 'photo', 'Prompt templates of zero-shot.')
 _LIMIT = flags.DEFINE_integer('limit', None, 'At most so many records of each source.')
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; default: the newest.')
-flags.mark_flags_as_required(['checkpoint', 'data', 'output'])
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
     limit=_LIMIT.value,
     templates=_TEMPLATES.value,
   )
-  embedded = Embedded(load_run(run, step=_STEP.value), data, _INFERENCE.value)
+  embedded = Embedded(load_run(run, step=_STEP.value), data, cast(Inference, _INFERENCE.value))
   scores = measure(embedded, _TASKS.value)
   _write(Path(_OUTPUT.value), scores)
   for name, value in scores.items():

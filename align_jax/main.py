@@ -22,8 +22,9 @@ from align_jax.train.config import TrainConfig
 from align_jax.train.loop import train
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder: checkpoints, metrics, tokenizer.')
-flags.mark_flags_as_required(['config', 'workdir'])
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Run folder: checkpoints, metrics, tokenizer.', required=True
+)
 
 
 def main() -> None:

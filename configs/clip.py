@@ -8,6 +8,8 @@ About three minutes on 2 CPU cores. On your own images:
 
 from ml_collections import ConfigDict
 
+SCENES = 'emoji:scenes?size=32&concepts=60&max_objects=2&captions=short'
+
 
 def get_config() -> ConfigDict:
   """Returns the experiment."""
@@ -20,7 +22,7 @@ def get_config() -> ConfigDict:
   config.model = dual_encoder()
   config.data = ConfigDict(
     {
-      'real': 'emoji:scenes?size=32&split=train&count=6000&concepts=120&max_objects=3&captions=short',
+      'real': f'{SCENES}&split=train&count=3000',
       'generated': '',
       'partners': '',
       'real_weight': 1.0,
@@ -51,7 +53,7 @@ def get_config() -> ConfigDict:
   config.eval = ConfigDict(
     {
       'every': 0,
-      'data': 'emoji:scenes?size=32&split=test&count=1000&concepts=120&max_objects=3&captions=short',
+      'data': f'{SCENES}&split=test&count=1000',
       'generated': '',
       'tasks': ('retrieval',),
       'limit': 1000,

@@ -8,27 +8,29 @@ flaws that a careful eye sees at once.
 
 from ml_collections import ConfigDict
 
+from configs import clip
+
 
 def get_config() -> ConfigDict:
   """Returns the experiment."""
   config = ConfigDict()
   config.seed = 0
-  config.steps = 1500
-  config.batch_size = 128
+  config.steps = 1600
+  config.batch_size = 64
   config.log_every = 50
   config.objective = ConfigDict(
-    {'name': 'flow', 'time': 'logit_normal', 'time_mean': 0.0, 'time_std': 1.0, 'text_dropout': 0.1}
+    {'name': 'flow', 'time': 'logit_normal', 'time_mean': 0.8, 'time_std': 1.0, 'text_dropout': 0.1}
   )
   config.model = ConfigDict(
     {
       'init': '',
       'image_size': 32,
-      'patch': 4,
+      'patch': 8,
       'width': 128,
       'depth': 4,
       'heads': 2,
       'mlp_dim': 512,
-      'text_depth': 2,
+      'text_depth': 1,
       'vocab_size': 600,
       'length': 20,
       'pad_id': 0,
@@ -39,7 +41,7 @@ def get_config() -> ConfigDict:
   )
   config.data = ConfigDict(
     {
-      'real': 'emoji:scenes?size=32&split=train&count=6000&concepts=120&max_objects=3&captions=short',
+      'real': f'{clip.SCENES}&split=train&count=6000',
       'tokenizer': '',
       'vocab_size': 600,
       'length': 20,
@@ -48,7 +50,7 @@ def get_config() -> ConfigDict:
   )
   config.optimizer = ConfigDict(
     {
-      'lr': 1e-3,
+      'lr': 2e-3,
       'schedule': 'cosine',
       'warmup_steps': 50,
       'weight_decay': 0.0,

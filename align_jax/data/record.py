@@ -60,7 +60,9 @@ def decode(data: bytes, where: str = 'record') -> Record:
   except Exception as error:
     raise UserError(f'{where}: not an align_jax record ({error}); rebuild the shard') from error
   if schema != SCHEMA:
-    raise UserError(f'{where}: record schema {schema}, this version reads {SCHEMA}; convert it again')
+    raise UserError(
+      f'{where}: record schema {schema}, this version reads {SCHEMA}; convert it again'
+    )
   try:
     return Record(**fields)
   except TypeError as error:

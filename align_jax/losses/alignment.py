@@ -24,8 +24,8 @@ def alignment_loss(
 
   `one_way`, the paper's equation 1:
   `L = -mean_i log softmax_j( cos(f_g(x_g^i), f_r(x_r^j)) / τ )`; `symmetric` averages it with the
-  other direction; `sigmoid` takes every pair as a yes-no question, `losses.contrastive.sigmoid_loss`
-  with scale 1 / τ.
+  other direction; `sigmoid` takes every pair as a yes-no question (`contrastive.sigmoid_loss` with
+  scale 1 / τ).
 
   Args:
     generated, real: unit-norm embeddings; row i of one is the partner of row i of the other.

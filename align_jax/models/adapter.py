@@ -32,7 +32,9 @@ class LoraConfig:
     if self.rank != 'full' and self.rank < 1:
       raise UserError(f'config.model.lora.rank: {self.rank} must be at least 1, or full')
     if not self.layers:
-      raise UserError('config.model.lora.layers: empty; name attention, mlp or both, or set no lora')
+      raise UserError(
+        'config.model.lora.layers: empty; name attention, mlp or both, or set no lora'
+      )
 
 
 class Adapter(nnx.Module):

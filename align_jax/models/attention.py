@@ -22,9 +22,7 @@ def attend(
   """
   scale = query.shape[-1] ** -0.5
   # float32 out of the product itself: a bfloat16 logit of 20 is right to 0.06 only
-  logits = jnp.einsum(
-    'blhd,bkhd->bhlk', query * scale, key, preferred_element_type=jnp.float32
-  )
+  logits = jnp.einsum('blhd,bkhd->bhlk', query * scale, key, preferred_element_type=jnp.float32)
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)

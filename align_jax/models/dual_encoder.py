@@ -123,7 +123,7 @@ class DualEncoder(nnx.Module):
       return self.image_projection(features)
     if _is(which, 'generated'):
       return self.generated_projection(features)
-    generated = (which == 1)[:, None]
+    generated = jnp.asarray(which == 1)[:, None]
     return jnp.where(
       generated, self.generated_projection(features), self.image_projection(features)
     )

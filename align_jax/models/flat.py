@@ -40,11 +40,15 @@ class Skeleton:
     self._create = create
     model = nnx.eval_shape(lambda: create(nnx.Rngs(0)))
     self.axes = axes_of(model)
-    self._graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    # through Any: the checker cannot follow the variadic result
+    split: Any = nnx.split(model, nnx.Param, ...)
+    graphdef, params, rest = split
+    self._graphdef: Any = graphdef
     if jax.tree.leaves(rest):
       raise TypeError('a model may hold parameters only, no other state')
-    self._paths = [(_name(path), path, v) for path, v in nnx.to_flat_state(params)]
-    self.shapes: Params = dict(sorted((name, v.get_value()) for name, _, v in self._paths))
+    self._leaves = [(_name(path), path, leaf) for path, leaf in nnx.to_flat_state(params)]
+    shapes = {name: leaf.get_value() for name, _, leaf in self._leaves}
+    self.shapes: Params = dict(sorted(shapes.items()))
 
   def init(self, key: jax.Array) -> Params:
     """Creates the parameters; call it under `jit` with output shardings."""
@@ -52,7 +56,7 @@ class Skeleton:
 
   def bind(self, params: Mapping[str, Any]) -> Any:
     """Returns the model holding `params`; cheap, made for use inside a traced function."""
-    flat = [(path, variable.replace(params[name])) for name, path, variable in self._paths]
+    flat = [(path, variable.replace(params[name])) for name, path, variable in self._leaves]
     return nnx.merge(self._graphdef, nnx.from_flat_state(flat), {})
 
 

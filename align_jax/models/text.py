@@ -49,9 +49,7 @@ class TextConfig:
 
   @property
   def block(self) -> BlockConfig:
-    return BlockConfig(
-      self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype
-    )
+    return BlockConfig(self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype)
 
   @property
   def flops(self) -> int:
@@ -99,7 +97,9 @@ class TextTransformer(nnx.Module):
     end = jnp.argmax(tokens == config.eot_id, axis=1)
     return self.norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
 
-  def _mask(self, tokens: Int[Array, 'batch length']) -> Bool[Array, '#batch 1 #length length'] | None:
+  def _mask(
+    self, tokens: Int[Array, 'batch length']
+  ) -> Bool[Array, '#batch 1 #length length'] | None:
     config = self.config
     length = tokens.shape[1]
     if config.causal:

@@ -63,9 +63,7 @@ class VitConfig:
 
   @property
   def block(self) -> BlockConfig:
-    return BlockConfig(
-      self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype
-    )
+    return BlockConfig(self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype)
 
   @property
   def patches(self) -> int:

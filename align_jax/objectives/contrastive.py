@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from flax import nnx
 from jax import Array
 
+from align_jax.data.record import Modality
 from align_jax.losses.contrastive import sigmoid_loss, symmetric_info_nce
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
 from align_jax.objectives.parts import Part, learns
@@ -47,7 +48,7 @@ class Contrastive:
 
   def loss(self, model: DualEncoder, batch: Batch, key: Array) -> tuple[Array, Metrics]:
     del key
-    modality = batch['modality'] if self.route == 'modality' else 'real'
+    modality: Array | Modality = batch['modality'] if self.route == 'modality' else 'real'
     image = model.encode_image(batch['image'], modality)
     text = model.encode_text(batch['text'])
     group = batch['group'] if self.same_caption_is_positive else None

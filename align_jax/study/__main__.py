@@ -19,8 +19,9 @@ from align_jax.study.runner import run_study
 from align_jax.study.specs import split_specs
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the study: runs, metrics, report.')
-flags.mark_flags_as_required(['config', 'workdir'])
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the study: runs, metrics, report.', required=True
+)
 
 
 def main() -> None:
@@ -37,8 +38,8 @@ def main() -> None:
 
 def text_table(config: StudyConfig, values) -> str:
   """The headline table for a terminal."""
-  rows = {n: v for n, v in values.items() if not config.arms[n].group}
-  table = metric_table('', rows, names={n: a.title for n, a in config.arms.items()})
+  names = {arm.name: arm.title for arm in config.arms if not arm.group}
+  table = metric_table('', {name: values[name] for name in names}, names=names)
   cells = [['', *table.heads]]
   for name, row in table.rows:
     cells.append([name, *(c.text + (f' ± {c.spread}' if c.spread else '') for c in row)])

@@ -61,14 +61,17 @@ class Arm:
   """One way to use the images.
 
   Attributes:
+    name: of its folder and of its key in metrics.json.
     title: for the report.
-    stages: overrides of `StudyConfig.arm`, one per stage; a stage starts from the one before.
+    stages: overrides of `StudyConfig.arm`, one per stage; a stage starts from the one before. They
+      share the steps of `StudyConfig.arm` evenly, so that every arm takes as many.
     readings: how held-out real images are embedded, the first for the headline. GMAIL contradicts
       itself (algorithm 1 against section 3.2), so an arm with tracks measures both.
     generated: how many of the generated images the arm may see; 0: all.
     group: the table of the report it stands in; '' is the headline table.
   """
 
+  name: str
   title: str
   stages: tuple[Mapping[str, Any], ...]
   readings: tuple[Inference, ...] = ('clip_flow',)
@@ -86,7 +89,7 @@ class StudyConfig:
     base: training config of the base, which every arm starts from.
     generator: training config of the generator.
     arm: training config that the stages of arms override.
-    arms: by name.
+    arms: in the order of the tables; each is run for all seeds before the next.
     tasks: evaluation tasks.
     templates: which prompt templates zero-shot classification uses.
     eval_limit: at most so many records of each source are evaluated.
@@ -99,7 +102,7 @@ class StudyConfig:
   base: Mapping[str, Any]
   generator: Mapping[str, Any]
   arm: Mapping[str, Any]
-  arms: Mapping[str, Arm]
+  arms: tuple[Arm, ...]
   tasks: tuple[str, ...] = ('retrieval', 'zero_shot', 'probe', 'gap')
   templates: str = 'scene'
   eval_limit: int = 4000

@@ -61,7 +61,7 @@ def verdict(runs: Sequence[Run]) -> str:
   if not {_ALIGNED, _NAIVE} <= set(values):
     return f'{len(values)} arms were measured; the tables below compare them.'
   differences = compare(values, _ALIGNED, _NAIVE)
-  words = {'better': [], 'worse': [], 'even': []}
+  words: dict[str, list[str]] = {'better': [], 'worse': [], 'even': []}
   for key, mean, error in differences:
     # two standard errors over the seeds; a single seed gets the binomial error of 1,000 answers
     firm = 2 * error if np.isfinite(error) else 0.03
@@ -88,12 +88,12 @@ def _and(items: Sequence[str]) -> str:
 
 
 def _tables(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
-  names = {name: arm.title for name, arm in config.arms.items()}
+  names = {arm.name: arm.title for arm in config.arms}
   values = by_arm(runs)
   out: list[Section] = []
-  groups = list(dict.fromkeys(arm.group for arm in config.arms.values()))
+  groups = list(dict.fromkeys(arm.group for arm in config.arms))
   for group in groups:
-    rows = {n: values[n] for n, arm in config.arms.items() if arm.group == group}
+    rows = {arm.name: values[arm.name] for arm in config.arms if arm.group == group}
     if group and _ALIGNED in values:
       rows = {_ALIGNED: values[_ALIGNED], **rows}  # what every ablation is compared with
     out.append(
@@ -147,10 +147,10 @@ def _more_tables(
 
 
 def _curves(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
-  seed = config.seeds[0]
+  seed, arms = config.seeds[0], {arm.name: arm for arm in config.arms}
   losses, cosines = {}, {}
   for run in runs:
-    arm = config.arms[run.arm]
+    arm = arms[run.arm]
     if run.seed != seed or arm.group:
       continue
     for index in range(1, len(arm.stages) + 1):
@@ -176,7 +176,7 @@ def _points(lines: Sequence[Mapping], key: str) -> list[tuple[float, float]]:
 
 
 def _pictures(config: StudyConfig, specs: Specs, run: Run) -> list[Section]:
-  reading = config.arms[run.arm].readings[0]
+  reading = next(iter(run.scores))
   _, data = eval_data(config, specs)
   before = Embedded(load_run(run.base), data)
   after = Embedded(load_run(run.workdir), data, reading)

@@ -46,7 +46,7 @@ def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], dict[str, 
   """Runs what is not done yet; returns every arm of every seed, and the seconds of each piece."""
   specs = split_specs(config, workdir)
   check_sources(config, specs)
-  pieces = len(config.seeds) * (1 + sum(len(a.stages) + 1 for a in config.arms.values())) + 2
+  pieces = len(config.seeds) * (1 + sum(len(arm.stages) + 1 for arm in config.arms)) + 2
   clock = _Clock(workdir / 'seconds.json', pieces)
   bases = {}
   for seed in config.seeds:
@@ -68,9 +68,9 @@ def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], dict[str, 
   with clock.piece('generated images'):
     draw(config, specs, values, workdir)
   runs = []
-  for seed in config.seeds:
-    for name, arm in config.arms.items():
-      runs.append(_run_arm(config, specs, workdir, bases[seed], name, arm, seed, clock))
+  for arm in config.arms:
+    for seed in config.seeds:
+      runs.append(_run_arm(config, specs, workdir, bases[seed], arm, seed, clock))
   return runs, clock.seconds
 
 
@@ -81,9 +81,9 @@ def check_sources(config: StudyConfig, specs: Specs) -> None:
   names = specs.names(1, 1, 'run:base')
   for values, where in ((config.base, 'config.base'), (config.generator, 'config.generator')):
     _check_training(train_config(values, {}, names, where))
-  for name, arm in config.arms.items():
+  for number, arm in enumerate(config.arms):
     for index, stage in enumerate(arm.stages):
-      where = f'config.arms.{name}.stages[{index}]'
+      where = f'config.arms[{number}].stages[{index}] ({arm.name})'
       _check_training(train_config(config.arm, stage, names, where))
 
 
@@ -105,7 +105,7 @@ def draw(config: StudyConfig, specs: Specs, generator: TrainConfig, workdir: Pat
   sampling = config.sampling
   objective = make_objective(generator.objective)
   model = {k: v for k, v in generator.model.items() if k != 'init'}
-  model_config = build(objective.ModelConfig, model, 'config.model')
+  model_config: Any = build(objective.ModelConfig, model, 'config.model')
   skeleton = Skeleton(lambda rngs: objective.create_model(model_config, rngs))
   params = load_params(folder, averaged=True)
   tokenizer = load_tokenizer(folder / 'tokenizer')
@@ -156,11 +156,11 @@ def _run_arm(
   specs: Specs,
   workdir: Path,
   base: Path,
-  name: str,
   arm: Arm,
   seed: int,
   clock: '_Clock',
 ) -> Run:
+  name = arm.name
   folder = workdir / f'seed{seed}' / name
   init = base
   values = None
@@ -170,11 +170,11 @@ def _run_arm(
     with clock.piece(label):
       values = train_config(
         config.arm,
-        {**stage, 'seed': seed},
+        {'steps': config.arm['steps'] // len(arm.stages), **stage, 'seed': seed},
         specs.names(
           arm.generated or config.sampling.count, len(open_source(specs.real)), f'run:{init}'
         ),
-        f'config.arms.{name}.stages[{index - 1}]',
+        f'config.arms ({name}), stage {index}',
       )
       train_once(values, stage_folder, label)
     init = stage_folder

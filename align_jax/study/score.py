@@ -1,5 +1,6 @@
 """Scores of a finished run on held-out real images, kept beside it."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
@@ -55,8 +56,8 @@ def score_run(
 def eval_data(config: StudyConfig, specs: Specs) -> tuple[EvalData, EvalData]:
   """What the tasks read: generated images to train probes on; those of held-out captions."""
   test = open_source(specs.test)
-  common = {'limit': config.eval_limit, 'templates': config.templates}
+  data = EvalData(test, limit=config.eval_limit, templates=config.templates)
   return (
-    EvalData(test, open_source(specs.generated), **common),
-    EvalData(test, open_source(specs.gap), partners=test, **common),
+    dataclasses.replace(data, generated=open_source(specs.generated)),
+    dataclasses.replace(data, generated=open_source(specs.gap), partners=test),
   )

@@ -20,6 +20,9 @@ class Specs:
   def names(self, generated: int, paired: int, init: str) -> dict[str, str]:
     """What the placeholders of a config stand for.
 
+    `{extra_partners}` are the real images that share their captions with the unpaired generated
+    ones: only the ceiling sees them.
+
     Args:
       generated: how many generated images are seen.
       paired: of them, the first so many have a real partner that is seen, too.
@@ -28,6 +31,7 @@ class Specs:
     return {
       'real': self.real,
       'extra': self.extra,
+      'extra_partners': with_options(self.extra, limit=max(1, generated - paired)),
       'test': self.test,
       'generated': with_options(self.generated, limit=generated),
       'paired': with_options(self.generated, limit=min(generated, paired)),

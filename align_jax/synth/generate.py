@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,7 +132,7 @@ def generate(
     return manifest
   ends = [total * i // shards for i in range(shards + 1)]
   # one batch size for all shards, so that the sampler compiles once
-  largest = max(stop - start for start, stop in zip(ends, ends[1:], strict=False))
+  largest = max(stop - start for start, stop in itertools.pairwise(ends))
   size = -(-largest // -(-largest // batch_size))
   bar = tqdm(
     total=total,

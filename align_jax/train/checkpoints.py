@@ -1,7 +1,7 @@
-"""Orbax checkpoints: weights, optimiser and data position, saved asynchronously, never half-written.
+"""Orbax checkpoints: weights, optimiser, data position; saved asynchronously, never half-written.
 
-A run folder holds `checkpoints/<step>/` with three items: `model` (all parameters by name, float32),
-`train` (step, random key, optimiser, moving average) and `data` (the position in the data, JSON).
+A run folder holds `checkpoints/<step>/` with three items: `model` (all parameters by name),
+`train` (step, random key, optimiser, moving average) and `data` (the position in it, as JSON).
 """
 
 from collections.abc import Mapping
@@ -24,10 +24,9 @@ class Checkpoints:
 
   def __init__(self, workdir: Path, *, keep: int = 2):
     self._folder = (workdir / 'checkpoints').absolute()
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+    self._manager = _manager(
+      self._folder, max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
     )
-    self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
@@ -56,7 +55,7 @@ class Checkpoints:
       self._manager.check_for_errors()
 
   def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """Fills a fresh state (for shapes and shardings) from the newest checkpoint, if there is one."""
+    """Fills a fresh state, which says shapes and shardings, from the newest checkpoint, if any."""
     step = self.latest()
     if step is None:
       return None
@@ -103,32 +102,44 @@ def load_params(workdir: Path, *, averaged: bool = False, step: int | None = Non
     UserError: no complete checkpoint there.
   """
   folder = (workdir / 'checkpoints').absolute()
-  steps = (
-    sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit()) if folder.exists() else []
-  )
-  if not steps or (step is not None and step not in steps):
-    raise UserError(
-      f'{workdir}: holds no checkpoint{f" of step {step}" if step else ""}; name a run folder'
-    )
-  where = folder / str(step if step is not None else steps[-1])
-  with ocp.StandardCheckpointer() as reader:
-    params = _read(reader, where / 'model')
+  manager = _manager(folder, create=False) if folder.is_dir() else None
+  steps = sorted(manager.all_steps()) if manager is not None else []
+  if manager is None or not steps or (step is not None and step not in steps):
+    which = f' of step {step}' if step is not None else ''
+    raise UserError(f'{workdir}: holds no checkpoint{which}; name the folder of a training run')
+  with manager:
+    at = steps[-1] if step is None else step
+    params = _read(manager, at, 'model')
     if averaged:
-      params |= _read(reader, where / 'train').get('average') or {}
+      params |= _read(manager, at, 'train').get('average') or {}
   return params
+
+
+def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    folder,
+    options=ocp.CheckpointManagerOptions(**options),
+    item_names=('model', 'train', 'data'),
+    item_handlers={
+      'model': ocp.StandardCheckpointHandler(),
+      'train': ocp.StandardCheckpointHandler(),
+      'data': ocp.JsonCheckpointHandler(),
+    },
+  )
+
+
+def _read(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str, Any]:
+  """Restores one item to host memory, whatever devices wrote it."""
+  tree = dict(manager.item_metadata(step)[item].items())
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree)
+  args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
+  return jax.tree.map(np.asarray, dict(manager.restore(step, args=args)[item]))
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:
   item = {'step': state.step, 'key': state.key, 'optimizer': jax.tree.leaves(state.optimizer)}
   return item if state.average is None else {**item, 'average': state.average}
-
-
-def _read(reader: ocp.StandardCheckpointer, path: Path) -> dict[str, Any]:
-  """Restores one item to host memory, whatever devices wrote it."""
-  tree = reader.metadata(path).item_metadata
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree)
-  return jax.tree.map(np.asarray, reader.restore(path, target))
 
 
 def _abstract(tree: Any) -> Any:

@@ -104,5 +104,5 @@ class TrainConfig:
   optimizer: OptimizerConfig
   checkpoint: CheckpointConfig = CheckpointConfig()
   eval: EvalConfig = EvalConfig()
-  mesh: MeshConfig = MeshConfig()
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   log_every: int = 50

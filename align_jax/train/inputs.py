@@ -121,8 +121,8 @@ def _open_parts(data: DataConfig, *, needs_partner: bool) -> tuple[Part, ...]:
 def _check_captions(source: Source, field: str) -> None:
   if not any(record.captions for record in _peek(source)):
     raise UserError(
-      f'config.data.{field}: none of the records looked at in {source.spec} has a caption; add captions '
-      '(a captions.jsonl, or class subfolders with a template)'
+      f'config.data.{field}: none of the records looked at in {source.spec} has a caption; add '
+      'captions (a captions.jsonl, or class subfolders with a template)'
     )
 
 

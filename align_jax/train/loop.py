@@ -62,7 +62,7 @@ def train(
   check_resume(config, workdir)
   model_values = dict(config.model)
   init = init_folder(model_values.pop('init', ''))
-  model_config = build(objective.ModelConfig, model_values, 'config.model')
+  model_config: Any = build(objective.ModelConfig, model_values, 'config.model')
 
   # 2. Open the data and describe the model.
   workdir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What an objective is: a method's model, which of its parameters learn, and its loss over a batch."""
+"""What an objective is: a method's model, what of it learns, and its loss over a batch."""
 
 from typing import Any, ClassVar, Protocol, runtime_checkable
 

@@ -103,7 +103,7 @@ def state_shardings(shapes: TrainState, shardings: Mapping[str, Any], mesh: Mesh
 
   def place(path: tuple, leaf: Any) -> Any:
     for key in reversed(path):
-      name = getattr(key, 'key', None)
+      name = getattr(key, 'key', '')
       if name in shardings:
         return shardings[name] if leaf.ndim == len(shardings[name].spec) else replicated(mesh)
     return replicated(mesh)
@@ -118,7 +118,7 @@ def make_train_step(
   *,
   ema: float,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """Returns the jitted step: `(state, batch) -> (state, metrics)`; the state's buffers are donated."""
+  """Returns the jitted step `(state, batch) -> (state, metrics)`; it donates the state's buffers."""
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     # the key is data of the state, not a constant of the program: one compilation serves all seeds

@@ -1,4 +1,4 @@
-"""The losses once more in plain float64 NumPy: loops and dense labels, straight from the formulas."""
+"""The losses once more in plain float64 NumPy: loops and dense labels, from the formulas."""
 
 from collections.abc import Callable
 

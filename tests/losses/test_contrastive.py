@@ -78,9 +78,7 @@ def test_symmetric_is_the_mean_of_both_directions(batch, grouped):
   jax_groups = tuple(jnp.asarray(g) for g in groups) if grouped else ()
   _check(
     lambda x, y, s: symmetric_info_nce(x, y, s, *jax_groups),
-    lambda x, y, s: (
-      (reference.info_nce(x, y, s, there) + reference.info_nce(y, x, s, back)) / 2
-    ),
+    lambda x, y, s: (reference.info_nce(x, y, s, there) + reference.info_nce(y, x, s, back)) / 2,
     image,
     text,
     14.3,

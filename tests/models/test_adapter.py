@@ -61,7 +61,7 @@ def test_without_a_gate_no_adapter_is_compiled():
 
 
 def test_bad_configs():
-  with pytest.raises(UserError, match='lora.rank: 0'):
+  with pytest.raises(UserError, match=r'lora\.rank: 0'):
     LoraConfig(rank=0)
-  with pytest.raises(UserError, match='lora.layers: empty'):
+  with pytest.raises(UserError, match=r'lora\.layers: empty'):
     LoraConfig(layers=())

@@ -56,4 +56,6 @@ def test_bfloat16_logits_are_not_rounded():
   query = jnp.zeros((1, 1, 1, 64), jnp.bfloat16).at[..., 0].set(64.0).at[..., 1].set(1.0)
   key = jnp.zeros((1, 2, 1, 64), jnp.bfloat16).at[:, :, :, 0].set(8.0).at[:, 1, :, 1].set(1.0)
   value = jnp.zeros((1, 2, 1, 64), jnp.bfloat16).at[:, 1].set(1.0)
-  np.testing.assert_allclose(np.float32(attend(query, key, value)), 1 / (1 + np.exp(-1 / 8)), atol=2e-3)
+  np.testing.assert_allclose(
+    np.float32(attend(query, key, value)), 1 / (1 + np.exp(-1 / 8)), atol=2e-3
+  )

@@ -1,5 +1,7 @@
 """The published sizes, by their published numbers of parameters."""
 
+import dataclasses
+
 import pytest
 
 from align_jax.errors import UserError
@@ -9,7 +11,14 @@ from align_jax.models.vit import Vit, VitConfig
 
 
 def _count(config: VitConfig) -> int:
-  return count(Skeleton(lambda rngs: Vit(config, None, rngs)).shapes)
+  """Parameters, from one block and two: every block holds as many."""
+
+  def shallow(depth):
+    made = dataclasses.replace(config, depth=depth)
+    return count(Skeleton(lambda rngs: Vit(made, None, rngs)).shapes)
+
+  one = shallow(1)
+  return one + (config.depth - 1) * (shallow(2) - one)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The loop end to end: it learns, resumes bit for bit, and refuses what is wrong before it starts."""
+"""The loop end to end: it learns, resumes bit for bit, refuses what is wrong before it starts."""
 
 import json
 import os
