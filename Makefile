@@ -1,14 +1,14 @@
 # The commands of the README. `make help` lists them.
 PYTHON ?= python3
-VENV ?= .venv
-BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV ?= .venv-$(VERSION)
+BIN := $(VENV)/bin
+comma := ,
 # requirements.txt holds the versions tested on Python 3.11, as constraints; a newer Python takes the
 # newest that fit.
 PINS := $(if $(filter 3.11,$(VERSION)),-c requirements.txt,)
 # the parity tests' torch comes as a small CPU build for Python 3.11; elsewhere they are skipped
 TEST_EXTRAS := $(if $(filter 3.11,$(VERSION)),test$(comma)parity,test)
-comma := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help demo study test lint format golden clean
@@ -22,37 +22,37 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp per Python and set of extras: nothing is installed twice.
-$(VENV)/.demo-$(VERSION): $(BIN)/python pyproject.toml requirements.txt
+$(VENV)/.demo: $(BIN)/python pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[demo]'
 	@touch $@
 
-$(VENV)/.test-$(VERSION): $(BIN)/python pyproject.toml requirements.txt
+$(VENV)/.test: $(BIN)/python pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[$(TEST_EXTRAS)]'
 	@touch $@
 
-$(VENV)/.dev-$(VERSION): $(BIN)/python pyproject.toml requirements.txt
+$(VENV)/.dev: $(BIN)/python pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.demo-$(VERSION) ## the main job on the built-in pack: about 15 minutes on 2 cores
+demo: $(VENV)/.demo ## the main job on the built-in pack: about 15 minutes on 2 cores
 	$(BIN)/python -m align_jax.study --config=configs/demo.py --workdir=runs/demo
 
-study: $(VENV)/.demo-$(VERSION) ## every arm and ablation of docs/results.md: hours; resumes
+study: $(VENV)/.demo ## every arm and ablation of docs/results.md: hours; resumes
 	$(BIN)/python -m align_jax.study --config=configs/study_gmail.py --workdir=runs/study_gmail
 
-test: $(VENV)/.test-$(VERSION) ## install what the tests need and run them
+test: $(VENV)/.test ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(VENV)/.dev-$(VERSION) ## ruff and the type checker
+lint: $(VENV)/.dev ## ruff and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.dev-$(VERSION) ## put the code into its form
+format: $(VENV)/.dev ## put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-golden: $(VENV)/.test-$(VERSION) ## rewrite the golden files after a change that is meant
+golden: $(VENV)/.test ## rewrite the golden files after a change that is meant
 	$(BIN)/python -m pytest -n 2 tests/golden --update-golden
 
 clean: ## remove the virtual environment and build leftovers, not the runs

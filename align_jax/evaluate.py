@@ -23,9 +23,7 @@ from align_jax.evaluation.tasks import NAMES, READINGS, Embedded, EvalData, Infe
 from align_jax.train.loop import read_run_config
 from align_jax.train.metrics import read_metrics
 
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'Run folder, the --workdir of training.', required=True
-)
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run folder of training.', required=True)
 _DATA = flags.DEFINE_string('data', None, 'Source spec of held-out real images.', required=True)
 _GENERATED = flags.DEFINE_string('generated', '', 'Source spec of generated images (probe, gap).')
 _PARTNERS = flags.DEFINE_string('partners', '', 'Where their real partners are; empty: --data.')
@@ -65,7 +63,7 @@ def main() -> None:
 def _write(path: Path, scores: dict[str, float]) -> None:
   content = {
     'scores': scores,
-    'command': sys.argv,
+    'command': sys.orig_argv,
     'versions': sections.versions(),
   }
   aside = path.with_name(path.name + '.partial')
@@ -98,7 +96,7 @@ def _report(run: Path, embedded: Embedded, scores: dict[str, float], timings) ->
       sections.neighbour_section(pairs, partners, embedded.data.generated),
     ]
   licences = {s.spec: s.licence for s in (test, embedded.data.generated) if s is not None}
-  parts.append(sections.run_details(sys.argv, dataclasses.asdict(config), licences, timings))
+  parts.append(sections.run_details(sys.orig_argv, dataclasses.asdict(config), licences, timings))
   shown = ', '.join(f'{k} {v:.3f}' for k, v in list(scores.items())[:3])
   return Report(f'Evaluation of {run.name}', shown, tuple(parts), f'{len(test):,} real images.')
 

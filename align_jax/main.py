@@ -1,6 +1,6 @@
 """Trains one experiment.
 
-  python -m align_jax.main --config=configs/clip_emoji.py --workdir=runs/clip [--config.steps=500]
+  python -m align_jax.main --config=configs/clip.py --workdir=runs/clip [--config.steps=500]
 
 Running the same command again goes on where the last one stopped.
 """

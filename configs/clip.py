@@ -3,7 +3,7 @@
   python -m align_jax.main --config=configs/clip.py --workdir=runs/clip
 
 About three minutes on 2 CPU cores. On your own images:
-`--config.data.real=folder:DIR` (class subfolders, or a captions.jsonl).
+`--config.data.real='folder:DIR?split=train'` (class subfolders, or a captions.jsonl).
 """
 
 from ml_collections import ConfigDict

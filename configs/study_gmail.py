@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     {
       'name': 'ceiling',
       'title': 'real fine-tuned on the partners (ceiling)',
+      'generated': 2 * BASE_IMAGES,  # their partners, that is
       'stages': (
         {'data': {'real': '{real}', 'more': ({'spec': '{extra_partners}', 'weight': 1.0},)}},
       ),

@@ -2,14 +2,19 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
 from align_jax.config import build
 from align_jax.data.record import Record
 from align_jax.data.shards import write_shards
+from align_jax.models.flat import Skeleton
+from align_jax.objectives import make_objective
 from align_jax.train.config import TrainConfig
+from align_jax.train.objective import Objective
 
 COLOURS = {'red': (220, 40, 30), 'green': (40, 180, 60), 'blue': (40, 80, 220)}
 SHAPES = ('disc', 'square')
@@ -76,6 +81,18 @@ MODEL = {
 TRACKS = {'projection': 'dual', 'lora': {'rank': 2, 'alpha': 2.0, 'layers': ('attention', 'mlp')}}
 GMAIL = {'name': 'gmail', 'form': 'one_way'}
 CONTRASTIVE = {'name': 'contrastive', 'form': 'softmax'}
+FLOW = {'name': 'flow'}
+DIT = {
+  'image_size': 32,
+  'patch': 8,
+  'width': 32,
+  'depth': 2,
+  'heads': 2,
+  'mlp_dim': 64,
+  'text_depth': 1,
+  'vocab_size': 300,
+  'length': 12,
+}
 
 
 def config_values(real: str = '', **changes) -> dict:
@@ -99,3 +116,26 @@ def config_values(real: str = '', **changes) -> dict:
 
 def config(real: str = '', **changes) -> TrainConfig:
   return build(TrainConfig, config_values(real, **changes))
+
+
+def method(objective: dict[str, Any], model: dict[str, Any]) -> tuple[Objective, Skeleton]:
+  """An objective and the model it makes, from config values."""
+  made = make_objective(objective)
+  model_config: Any = build(made.ModelConfig, model, 'config.model')
+  return made, Skeleton(lambda rngs: made.create_model(model_config, rngs))
+
+
+def batch(size: int = 8, seed: int = 0) -> dict[str, jax.Array]:
+  """A batch of noise that every objective takes, some generated rows of it without a partner."""
+  rng = np.random.default_rng(seed)
+  text = rng.integers(3, 300, (size, MODEL['text']['length']))
+  text[:, 6:] = 0  # padding
+  values = {
+    'image': rng.integers(0, 256, (size, 32, 32, 3)).astype(np.uint8),
+    'partner': rng.integers(0, 256, (size, 32, 32, 3)).astype(np.uint8),
+    'has_partner': np.arange(size) % 4 != 3,
+    'text': text.astype(np.int32),
+    'group': np.arange(size, dtype=np.int32) // 2 * 2 % (size - 2),  # rows of equal captions
+    'modality': (np.arange(size) % 2).astype(np.int32),
+  }
+  return {name: jax.numpy.asarray(value) for name, value in values.items()}

@@ -28,7 +28,7 @@ from align_jax.synth.generate import Prompt, generate
 from align_jax.synth.sampler import make_sampler
 from align_jax.train.checkpoints import load_params
 from align_jax.train.config import TrainConfig
-from align_jax.train.loop import train
+from align_jax.train.loop import check_resume, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,12 @@ def _check_training(values: TrainConfig) -> None:
 
 
 def train_once(config: TrainConfig, folder: Path, label: str) -> None:
-  """Trains into `folder` unless that is done; `check_resume` refuses another config there."""
+  """Trains into `folder` unless that is done.
+
+  Raises:
+    UserError: the run there had another config.
+  """
+  check_resume(config, folder)
   if not (folder / 'checkpoints' / str(config.steps)).is_dir():
     train(config, make_objective(config.objective), folder, label=label)
 

@@ -47,6 +47,7 @@ def score_run(
       more = judge(data, [t for t in config.tasks if t == 'retrieval'])
       scores |= {f'{name}.{key}': value for key, value in more.items()}
     out[reading] = scores
+  kept.parent.mkdir(parents=True, exist_ok=True)
   aside = kept.with_suffix('.partial')
   aside.write_text(json.dumps(out, indent=1))
   aside.replace(kept)

@@ -1,7 +1,6 @@
 """From a data config to the training batches: sources, tokenizer, checks, Grain iterator."""
 
 import dataclasses
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,10 +159,7 @@ def _tokenizer(
   given = Path(data.tokenizer) if data.tokenizer else (init / 'tokenizer' if init else None)
   if given is not None:
     tokenizer = load_tokenizer(given)
-    aside = workdir / 'tokenizer.partial'
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(given, aside)
-    aside.replace(kept)
+    tokenizer.save(kept)
     return tokenizer
   tokenizer = train_tokenizer(_captions(sources), data.vocab_size)
   tokenizer.save(kept)

@@ -159,11 +159,13 @@ class _LateMetrics:
     while self._waiting and self._waiting[0][0] <= until:
       step, ids, metrics = self._waiting.popleft()
       values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-      if not math.isfinite(values['loss']):
+      # a gradient can overflow where the loss does not, and would poison the weights
+      if not math.isfinite(values['loss']) or not math.isfinite(values['grad_norm']):
         shown = ', '.join(map(str, ids[:8])) + (', …' if len(ids) > 8 else '')
         raise UserError(
-          f'loss is {values["loss"]} at step {step}, records {shown}; nothing of this step was '
-          'saved. Lower config.optimizer.lr or look at these records'
+          f'loss is {values["loss"]}, gradient norm {values["grad_norm"]} at step {step}, records '
+          f'{shown}; nothing of this step was saved. Lower config.optimizer.lr or look at these '
+          'records'
         )
       yield step, values
 
@@ -222,8 +224,9 @@ def read_run_config(workdir: Path) -> TrainConfig:
 
 def check_resume(config: TrainConfig, workdir: Path) -> None:
   """Refuses to go on in a folder whose run had another model, objective, batch or seed."""
-  if not (workdir / 'config.json').exists():
-    return
+  saved = (workdir / 'checkpoints').is_dir() and any((workdir / 'checkpoints').iterdir())
+  if not saved or not (workdir / 'config.json').exists():
+    return  # nothing was trained there yet: a mended config may start
   before = read_run_config(workdir)
   new = json.loads(json.dumps(dataclasses.asdict(config), default=dict))
   old = json.loads(json.dumps(dataclasses.asdict(before), default=dict))

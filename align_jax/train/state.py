@@ -118,7 +118,7 @@ def make_train_step(
   *,
   ema: float,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """Returns the jitted step `(state, batch) -> (state, metrics)`; it donates the state's buffers."""
+  """Returns the jitted step `(state, batch) -> (state, metrics)`; the state is donated."""
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     # the key is data of the state, not a constant of the program: one compilation serves all seeds

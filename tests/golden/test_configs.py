@@ -1,0 +1,55 @@
+"""The resolved values of every config, so that no change of one goes unseen.
+
+After a change that is meant: `make golden`, and look at the diff.
+"""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from align_jax.config import build
+from align_jax.objectives import make_objective
+from align_jax.study.config import StudyConfig
+from align_jax.train.config import TrainConfig
+
+FOLDER = Path(__file__).parent / 'configs'
+CONFIGS = Path(__file__).parent.parent.parent / 'configs'
+NAMES = sorted(p.stem for p in CONFIGS.glob('*.py') if p.stem != '__init__')
+
+
+def values(name: str) -> dict:
+  return importlib.import_module(f'configs.{name}').get_config().to_dict()
+
+
+def test_every_config_has_its_golden_file_and_no_other(update_golden):
+  if update_golden:
+    for path in FOLDER.glob('*.json'):
+      if path.stem not in NAMES:
+        path.unlink()
+    return
+  assert sorted(p.stem for p in FOLDER.glob('*.json')) == NAMES
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_resolves_to_the_golden_values(name, update_golden):
+  path = FOLDER / f'{name}.json'
+  text = json.dumps(values(name), indent=1, sort_keys=True) + '\n'
+  if update_golden:
+    FOLDER.mkdir(exist_ok=True)
+    path.write_text(text)
+  assert path.exists(), 'a new config: `make golden` writes its golden file'
+  assert json.loads(text) == json.loads(path.read_text()), 'if the change is meant: `make golden`'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_is_one_that_its_entry_takes(name):
+  config = values(name)
+  if 'arms' in config:
+    build(StudyConfig, config)
+    return
+  config = build(TrainConfig, config)
+  objective = make_objective(config.objective)
+  model = {k: v for k, v in config.model.items() if k != 'init'}
+  assert build(objective.ModelConfig, model, 'config.model').image_size
