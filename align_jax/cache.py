@@ -20,6 +20,7 @@ def keep_compiled_programs() -> None:
   """
   import jax  # the pack is drawn by processes that need no JAX
 
-  if not jax.config.read('jax_compilation_cache_dir'):
+  chosen: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+  if chosen is None:
     jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

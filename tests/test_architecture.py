@@ -15,7 +15,9 @@ LONGEST = 400
 # Room -> the rooms it may import from, besides itself. Files beside the rooms: errors, config and
 # cache serve all of them; the entries (main, evaluate, encoder) stand above all of them.
 EVERYWHERE = {'errors', 'config', 'cache'}
-RECORD = 'align_jax.data.record'  # the schema is shared vocabulary: any room may speak of a modality
+RECORD = (
+  'align_jax.data.record'  # the schema is shared vocabulary: any room may speak of a modality
+)
 MAY_IMPORT = {
   'parallel': set(),
   'losses': set(),

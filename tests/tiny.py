@@ -129,7 +129,7 @@ def batch(size: int = 8, seed: int = 0) -> dict[str, jax.Array]:
   """A batch of noise that every objective takes, some generated rows of it without a partner."""
   rng = np.random.default_rng(seed)
   text = rng.integers(3, 300, (size, MODEL['text']['length']))
-  text[:, 6:] = 0  # padding
+  text[:, 5:] = 2, *[0] * (text.shape[1] - 6)  # the end, then padding
   values = {
     'image': rng.integers(0, 256, (size, 32, 32, 3)).astype(np.uint8),
     'partner': rng.integers(0, 256, (size, 32, 32, 3)).astype(np.uint8),

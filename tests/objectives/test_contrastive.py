@@ -1,5 +1,6 @@
 """The contrastive objective through a real, tiny model: routes, locks, losses by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_sigmoid_is_that_of_the_reference():
 def test_sigmoid_without_a_bias_is_refused():
   skeleton, params = tools.model(init_bias=None)
   with pytest.raises(UserError, match=r'config\.model\.init_bias'):
-    objective(form='sigmoid').loss(skeleton.bind(params), BATCH, None)
+    objective(form='sigmoid').loss(skeleton.bind(params), BATCH, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -96,5 +97,7 @@ def test_second_stage_moves_the_text_side_alone():
 
 
 def test_an_unknown_part_is_named():
-  with pytest.raises(UserError, match=r"config\.objective\.lock\[0\]: 'imag' is not one of 'image'"):
+  with pytest.raises(
+    UserError, match=r"config\.objective\.lock\[0\]: 'imag' is not one of 'image'"
+  ):
     objective(lock=('imag',))
