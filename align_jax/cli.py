@@ -3,23 +3,41 @@
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from align_jax.cache import keep_compiled_programs
-from align_jax.errors import UserError
+from align_jax.errors import UserError, did_you_mean
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
   """Parses flags; a mistake ends with one line and exit code 2 instead of a traceback."""
   try:
-    return flags.FLAGS(list(argv))
+    rest = flags.FLAGS(list(argv))
+    if 'config' in flags.FLAGS:
+      # config_flags keeps a file it could not read to itself until a field is asked for
+      read = flags.FLAGS['config'].value
+      _ = read.lock if read is not None else None
+    return rest
   except flags.Error as error:
     _stop(f'{error}')
+  except OSError as error:
+    _stop(_unread_config(error, argv))
   except (AttributeError, KeyError) as error:  # config_flags: a field the config does not have
     _stop(_unknown_field(str(error), argv))
   raise AssertionError('unreachable')
+
+
+def _unread_config(error: OSError, argv: Sequence[str]) -> str:
+  """Says which config file is not there, with the nearest name beside it."""
+  given = re.split(r'\s--?config[=\s]', ' '.join(argv))[-1].split(' ')[0].split(':')[0]
+  path = Path(given)
+  if not given or path.exists():  # something that the config itself reads
+    return f'--config: {error.__cause__ or error}'
+  beside = [f'{p}' for p in path.parent.glob('*.py') if p.stem != '__init__']
+  return f'--config: no file {given!r}{did_you_mean(given, beside)}'
 
 
 def _unknown_field(message: str, argv: Sequence[str]) -> str:
@@ -50,6 +68,8 @@ def run(main: Callable[[], None]) -> None:
       main()
     except UserError as error:
       _stop(str(error))
+    except OSError as error:  # a full disk, a folder that may not be written, wherever it shows
+      _stop(f'{error.filename or "file"}: {error.strerror or error}; mend that, then run it again')
     except KeyboardInterrupt:
       print('interrupted; run the same command again to go on', file=sys.stderr)
       sys.exit(130)

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from align_jax.config import build
-from align_jax.data.record import Modality
 from align_jax.data.tokenizer import Tokenizer, load_tokenizer
 from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
+from align_jax.modality import Modality
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
 from align_jax.models.flat import Params, Skeleton
 from align_jax.train.checkpoints import load_params

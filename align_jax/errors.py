@@ -12,6 +12,12 @@ class UserError(ValueError):
   """
 
 
+def require(holds: bool, where: str, what: str) -> None:
+  """Raises `UserError` `where: what` unless the condition holds."""
+  if not holds:
+    raise UserError(f'{where}: {what}')
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
   """Returns `; did you mean 'x'?` for the nearest of the known names, or the list of them."""
   known = sorted(known)

@@ -14,7 +14,7 @@ from typing import cast
 from absl import flags
 
 from align_jax import cli
-from align_jax.data.sources import open_source
+from align_jax.data.sources import open_as
 from align_jax.encoder import load_run
 from align_jax.errors import UserError
 from align_jax.evaluation import sections
@@ -43,9 +43,9 @@ def main() -> None:
   began = time.monotonic()
   run = Path(_CHECKPOINT.value)
   data = EvalData(
-    test=open_source(_DATA.value),
-    generated=open_source(_GENERATED.value) if _GENERATED.value else None,
-    partners=open_source(_PARTNERS.value) if _PARTNERS.value else None,
+    test=open_as('real', _DATA.value),
+    generated=open_as('generated', _GENERATED.value) if _GENERATED.value else None,
+    partners=open_as('real', _PARTNERS.value) if _PARTNERS.value else None,
     limit=_LIMIT.value,
     templates=_TEMPLATES.value,
   )
@@ -98,7 +98,9 @@ def _report(run: Path, embedded: Embedded, scores: dict[str, float], timings) ->
   licences = {s.spec: s.licence for s in (test, embedded.data.generated) if s is not None}
   parts.append(sections.run_details(sys.orig_argv, dataclasses.asdict(config), licences, timings))
   shown = ', '.join(f'{k} {v:.3f}' for k, v in list(scores.items())[:3])
-  return Report(f'Evaluation of {run.name}', shown, tuple(parts), f'{len(test):,} real images.')
+  return Report(
+    f'Evaluation of {run.name}', shown, tuple(parts), f'{len(embedded.test.ids):,} real images.'
+  )
 
 
 if __name__ == '__main__':

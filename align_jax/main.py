@@ -12,10 +12,11 @@ from absl import flags
 
 from align_jax import cli
 from align_jax.config import build
-from align_jax.data.sources import open_source
+from align_jax.data.sources import open_as
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.encoder import make_encoder
-from align_jax.evaluation.tasks import EvalData, evaluate
+from align_jax.errors import UserError
+from align_jax.evaluation.tasks import EvalData, evaluate, find_task
 from align_jax.models.flat import Params
 from align_jax.objectives import make_objective
 from align_jax.train.config import TrainConfig
@@ -37,17 +38,24 @@ def main() -> None:
 
 def _evaluator(config: TrainConfig, workdir: Path) -> Callable[[Params], dict[str, float]] | None:
   """`config.eval` as a function of the parameters, or None."""
-  if not config.eval.every:
+  settings = config.eval
+  if not settings.every:
     return None
+  if config.objective['name'] == 'flow':
+    raise UserError('config.eval.every: the generator has no such evaluation; set 0')
   data = EvalData(
-    test=open_source(config.eval.data),
-    generated=open_source(config.eval.generated) if config.eval.generated else None,
-    limit=config.eval.limit,
+    test=open_as('real', settings.data),
+    generated=open_as('generated', settings.generated) if settings.generated else None,
+    partners=open_as('real', settings.partners) if settings.partners else None,
+    limit=settings.limit,
+    templates=settings.templates,
   )
+  for task in settings.tasks:
+    find_task(task).check(data)  # before training, not at the first evaluation
 
   def run(params: Params) -> dict[str, float]:
     encoder = make_encoder(config, params, load_tokenizer(workdir / 'tokenizer'))
-    return evaluate(encoder, data, config.eval.tasks)
+    return evaluate(encoder, data, settings.tasks, inference=settings.inference)
 
   return run
 

@@ -6,7 +6,7 @@ About three minutes on 2 CPU cores. On your own images:
 `--config.data.real='folder:DIR?split=train'` (class subfolders, or a captions.jsonl).
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 SCENES = 'emoji:scenes?size=32&concepts=60&max_objects=2&captions=short'
 
@@ -18,7 +18,15 @@ def get_config() -> ConfigDict:
   config.steps = 1000
   config.batch_size = 128
   config.log_every = 50
-  config.objective = ConfigDict({'name': 'contrastive', 'form': 'softmax'})
+  config.objective = ConfigDict(
+    {
+      'name': 'contrastive',
+      'form': 'softmax',  # sigmoid: set model.init_bias as well
+      'route': 'none',
+      'lock': ('lora', 'generated_projection'),
+      'same_caption_is_positive': True,
+    }
+  )
   config.model = dual_encoder()
   config.data = ConfigDict(
     {
@@ -31,11 +39,13 @@ def get_config() -> ConfigDict:
       'vocab_size': 600,
       'length': 20,
       'resize': 'crop',
+      'interpolation': 'bicubic',
       'min_scale': 1.0,
       'flip': False,  # captions say left and right
       'colour': 0.0,  # captions name colours
       'threads': 1,
       'max_skipped': 0.01,
+      'max_pixels': 50_000_000,
     }
   )
   config.optimizer = ConfigDict(
@@ -53,9 +63,12 @@ def get_config() -> ConfigDict:
   config.eval = ConfigDict(
     {
       'every': 0,
-      'data': f'{SCENES}&split=test&count=1000',
+      'data': '',  # held-out real images, for instance f'{SCENES}&split=test'
       'generated': '',
+      'partners': '',
       'tasks': ('retrieval',),
+      'inference': 'clip_flow',
+      'templates': 'scene',
       'limit': 1000,
     }
   )
@@ -95,6 +108,7 @@ def dual_encoder() -> ConfigDict:
       'dim': 96,
       'projection': 'single',
       'init_scale': 14.3,
+      'init_bias': config_dict.placeholder(float),
       'max_scale': 100.0,
     }
   )

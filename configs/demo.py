@@ -114,7 +114,8 @@ def aligned(
   align = {
     'model': model,
     'objective': {'name': 'gmail', 'form': form, 'text_weight': text_weight},
-    'data': {'real': '{real}', 'generated': '{paired}'},
+    # images without a real partner can take part in the text term alone
+    'data': {'real': '{real}', 'generated': '{generated}' if text_weight else '{paired}'},
     'optimizer': {'lr': 2e-3, 'weight_decay': 0.01},
   }
   use = {

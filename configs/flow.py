@@ -2,8 +2,8 @@
 
   python -m align_jax.main --config=configs/flow.py --workdir=runs/flow
 
-About five minutes on 2 CPU cores. Colours then follow the caption; shapes are rough, with flaws that
-anyone sees: they are the modality gap of the demo.
+About five minutes on 2 CPU cores. Colours then follow the caption; shapes are rough, with flaws
+that anyone sees: they are the modality gap of the demo.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
   make study
   (python -m align_jax.study --config=configs/study_gmail.py --workdir=runs/study_gmail)
 
-Three seeds, 17 arms; two hours on 2 CPU cores, each piece kept as soon as it is done. What came out of
-it stands in docs/results.md.
+Three seeds, 17 arms; two hours on 2 CPU cores, each piece kept as soon as it is done. What came out
+of it stands in docs/results.md.
 """
 
 from ml_collections import ConfigDict

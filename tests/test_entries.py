@@ -1,4 +1,4 @@
-"""Every command as a user runs it: exit codes, one line for a mistake, and the README's commands."""
+"""Every command as a user runs it: exit codes, one line for a mistake, files left behind."""
 
 import html.parser
 import json
@@ -144,18 +144,28 @@ MISTAKES = [
   # flags and configs
   ([*CLIP, '--config.data.reall=x'], "config.data.reall: unknown field; did you mean 'real'?"),
   ([*CLIP, '--config.optimiser.lr=1'], 'config.optimiser.lr: unknown field'),
-  ([*CLIP, '--config.steps=many'], ''),
+  ([*CLIP, '--config.steps=many'], 'flag --config.steps=many: '),
   ([*CLIP, 'steps=3'], "unexpected argument 'steps=3'"),
   ([*CLIP, '--setps=3'], "Unknown command line flag 'setps'"),
   (['align_jax.main', '--workdir={out}'], 'flag --config=None: '),
   (['align_jax.main', '--config=configs/clip.py'], 'flag --workdir=None: '),
-  (['align_jax.main', '--config=configs/clpi.py', '--workdir={out}'], ''),
+  (
+    ['align_jax.main', '--config=configs/clpi.py', '--workdir={out}'],
+    "--config: no file 'configs/clpi.py'; did you mean 'configs/clip.py'?",
+  ),
+  (
+    ['align_jax.study', '--config', 'configs/deom.py', '--workdir={out}', '--config.title=x'],
+    "--config: no file 'configs/deom.py'; did you mean 'configs/demo.py'?",
+  ),
   (['align_jax.evaluate', '--data=x', '--output=y'], 'flag --checkpoint=None: '),
   (['align_jax.data.convert', '--from=folder:x', '--to=arrayrecord:y'], 'flag --shards=None: '),
   # values
   ([*CLIP, '--config.objective.name=gmial'], "config.objective.name: 'gmial' is unknown; did you"),
-  ([*CLIP, '--config.model.image.patch=7', '--config.data.real={photos}'], 'model'),
-  ([*CLIP, '--config.batch_size=-1'], 'config.batch_size'),
+  (
+    [*CLIP, '--config.model.image.patch=7', '--config.data.real={photos}'],
+    'config.model.image: image_size 32 is not',
+  ),
+  ([*CLIP, '--config.batch_size=-1'], 'config.batch_size: -1 must be at least 1'),
   # files
   ([*CLIP, '--config.data.real=folder:{out}/none'], 'folder:{out}/none: no folder'),
   ([*CLIP, '--config.model.init=run:{out}/none'], 'config.model.init: {out}/none is not a folder'),
@@ -185,8 +195,8 @@ MISTAKES = [
   ),
 ]
 
-# One process that has imported the slow packages forks once a command: each gets an exit code of its
-# own in a tenth of the time.
+# One process that has imported the slow packages forks once a command: each has an exit code of
+# its own, in a tenth of the time.
 _FORKS = """
 import json, os, runpy, sys, tempfile
 import align_jax.encoder, align_jax.evaluation.sections, align_jax.study.page

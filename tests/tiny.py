@@ -93,6 +93,11 @@ DIT = {
   'vocab_size': 300,
   'length': 12,
 }
+SMALL_MODEL = {
+  **MODEL,
+  'image': {**MODEL['image'], 'depth': 1, 'width': 16, 'mlp_dim': 24},
+  'text': {**MODEL['text'], 'width': 16, 'mlp_dim': 24},
+}
 
 
 def config_values(real: str = '', **changes) -> dict:

@@ -10,9 +10,10 @@ from PIL import Image
 
 from align_jax.data.images import ImageError, decode_picture
 from align_jax.data.quarantine import Skipped
-from align_jax.data.record import MODALITIES, Record
+from align_jax.data.record import Record
 from align_jax.data.transforms import Transform, apply_to_picture
 from align_jax.errors import UserError
+from align_jax.modality import MODALITIES
 
 if TYPE_CHECKING:
   from align_jax.data.sources import Source

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgpack
 
 from align_jax.errors import UserError
+from align_jax.modality import Modality
 
-Modality = Literal['real', 'generated']
-MODALITIES: tuple[Modality, ...] = ('real', 'generated')  # position = the integer in a batch
 SCHEMA = 1
 
 

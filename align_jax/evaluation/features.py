@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 
 from align_jax.data.pipeline import eval_batches
 from align_jax.data.quarantine import Quarantine
-from align_jax.data.record import MODALITIES, Modality, Record
+from align_jax.data.record import Record
 from align_jax.data.sources.base import Source
 from align_jax.data.sources.subset import Subset
 from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
+from align_jax.modality import MODALITIES, Modality
 
 
 @runtime_checkable

@@ -9,7 +9,6 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from align_jax.data.quarantine import Quarantine
-from align_jax.data.record import Modality
 from align_jax.data.sources.base import Source, pair_index
 from align_jax.data.sources.subset import Subset
 from align_jax.errors import UserError, did_you_mean
@@ -20,6 +19,7 @@ from align_jax.evaluation.features import (
   embed_source,
   single_labels,
 )
+from align_jax.modality import Modality
 
 Inference = Literal['clip_flow', 'aligned_encoder']
 # How real images are read: track and projection. The paper says both (algorithm 1, section 3.2).

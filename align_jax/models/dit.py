@@ -91,6 +91,11 @@ class DitConfig:
     return BlockConfig(self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype)
 
   @property
+  def eot_id(self) -> None:
+    """The generator looks for no end token."""
+    return None
+
+  @property
   def patches(self) -> int:
     """Patches of an image."""
     return (self.image_size // self.patch) ** 2

@@ -11,8 +11,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int, UInt8
 
-from align_jax.data.record import Modality
 from align_jax.errors import UserError
+from align_jax.modality import Modality
 from align_jax.models.adapter import LoraConfig
 from align_jax.models.layers import Linear
 from align_jax.models.param import param
@@ -62,6 +62,15 @@ class DualEncoderConfig:
   @property
   def vocab_size(self) -> int:
     return self.text.vocab_size
+
+  @property
+  def pad_id(self) -> int:
+    return self.text.pad_id
+
+  @property
+  def eot_id(self) -> int | None:
+    """The end token that the text tower looks for; None where it does not."""
+    return self.text.eot_id if self.text.pool == 'eot' else None
 
 
 class DualEncoder(nnx.Module):

@@ -1,6 +1,7 @@
 """The vision transformer, in CLIP's and SigLIP's flavours."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -225,6 +226,24 @@ def sincos2d(grid: tuple[int, int], width: int) -> np.ndarray:
 def _check_sincos(width: int) -> None:
   if width % 4:
     raise UserError(f'config.model: sin-cos positions need a width divisible by 4, not {width}')
+
+
+def fit_positions(table: Float[Array, 'length width'] | np.ndarray, length: int) -> Array:
+  """Resizes learned positions of a square grid, with or without a class token, to `length`.
+
+  Raises:
+    UserError: either length is no square, plus one for a class token.
+  """
+  if len(table) == length:
+    return jnp.asarray(table)
+  extra = len(table) - math.isqrt(len(table)) ** 2
+  old, new = math.isqrt(len(table) - extra), math.isqrt(length - extra)
+  if extra not in (0, 1) or new * new != length - extra:
+    raise UserError(
+      f'config.model.image: {len(table)} positions cannot be resized to {length}; use the same pool'
+    )
+  grid = interpolate_positions(jnp.asarray(table)[extra:], (old, old), (new, new))
+  return jnp.concatenate([jnp.asarray(table)[:extra], grid])
 
 
 def interpolate_positions(

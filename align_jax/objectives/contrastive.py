@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 from flax import nnx
 from jax import Array
 
-from align_jax.data.record import Modality
 from align_jax.losses.contrastive import sigmoid_loss, symmetric_info_nce
+from align_jax.modality import Modality
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
 from align_jax.objectives.parts import Part, learns
 from align_jax.train.objective import Batch, Metrics
@@ -35,6 +35,10 @@ class Contrastive:
 
   ModelConfig: ClassVar[type] = DualEncoderConfig
   batch_coupled: ClassVar[bool] = True
+
+  @property
+  def generated_only(self) -> bool:
+    return False
 
   @property
   def needs_partner(self) -> bool:

@@ -41,6 +41,10 @@ class Flow:
       raise UserError(f'config.objective.time_std: {self.time_std} must be positive')
 
   @property
+  def generated_only(self) -> bool:
+    return False
+
+  @property
   def needs_partner(self) -> bool:
     return False
 

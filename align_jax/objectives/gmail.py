@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from align_jax.errors import UserError
 from align_jax.losses.alignment import alignment_loss
 from align_jax.losses.contrastive import info_nce
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -36,6 +37,18 @@ class Gmail:
 
   ModelConfig: ClassVar[type] = DualEncoderConfig
   batch_coupled: ClassVar[bool] = True
+
+  def __post_init__(self) -> None:
+    if self.temperature <= 0:
+      raise UserError(f'config.objective.temperature: {self.temperature} must be positive')
+    if min(self.pair_weight, self.text_weight) < 0 or not self.pair_weight + self.text_weight:
+      raise UserError(
+        'config.objective: pair_weight and text_weight must be 0 or more, and not both 0'
+      )
+
+  @property
+  def generated_only(self) -> bool:
+    return True
 
   @property
   def needs_partner(self) -> bool:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from align_jax.errors import UserError
+from align_jax.errors import UserError, did_you_mean
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -38,6 +38,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     UserError: the axes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
+  for logical, axis in config.rules.items():
+    if axis not in AXES:
+      raise UserError(
+        f'config.mesh.rules.{logical}: {axis!r} is no mesh axis{did_you_mean(axis, AXES)}'
+      )
   sizes = [config.data, config.fsdp, config.tensor]
   if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
     raise UserError(f'config.mesh: sizes {sizes} must be positive, one of them may be -1')
@@ -80,6 +85,8 @@ def param_sharding(
 def check_batch(batch_size: int, mesh: Mesh) -> None:
   """Raises a UserError unless the batch splits evenly over the devices that share it."""
   ways = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch_size < 1:
+    raise UserError(f'config.batch_size: {batch_size} must be at least 1')
   if batch_size % ways:
     near = max(ways, batch_size // ways * ways)
     raise UserError(

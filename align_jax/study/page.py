@@ -181,7 +181,7 @@ def _curves(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
 
 
 def _points(lines: Sequence[Mapping], key: str) -> list[tuple[float, float]]:
-  return [(line['step'], line[key]) for line in lines if line.get(key) is not None]
+  return [(float(line['step']), line[key]) for line in lines if line.get(key) is not None]
 
 
 def _pictures(config: StudyConfig, specs: Specs, run: Run) -> list[Section]:

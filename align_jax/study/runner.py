@@ -17,8 +17,8 @@ import jax
 from align_jax.config import build
 from align_jax.data.sources import open_source
 from align_jax.data.tokenizer import load_tokenizer
-from align_jax.errors import UserError
-from align_jax.evaluation.tasks import Inference
+from align_jax.errors import UserError, require
+from align_jax.evaluation.tasks import Inference, find_task
 from align_jax.models.flat import Skeleton
 from align_jax.objectives import make_objective
 from align_jax.study.config import Arm, StudyConfig, train_config
@@ -78,13 +78,23 @@ def check_sources(config: StudyConfig, specs: Specs) -> None:
   """Opens every source and builds every training config, so that mistakes show before any work."""
   for spec in (specs.real, specs.extra, specs.test, *config.data.held_out.values()):
     open_source(spec)
-  names = specs.names(1, 1, 'run:base')
+  for task in config.tasks:
+    find_task(task)
+  names = [arm.name for arm in config.arms]
+  require(len(set(names)) == len(names), 'config.arms', 'two arms share a name')
+  for arm in config.arms:
+    require(
+      (arm.name == 'base') == (not arm.stages),
+      f'config.arms ({arm.name})',
+      'an arm without stages is named base, and only that',
+    )
+  placeholders = specs.names(1, 1, 'run:base')
   for values, where in ((config.base, 'config.base'), (config.generator, 'config.generator')):
-    _check_training(train_config(values, {}, names, where))
+    _check_training(train_config(values, {}, placeholders, where))
   for number, arm in enumerate(config.arms):
     for index, stage in enumerate(arm.stages):
       where = f'config.arms[{number}].stages[{index}] ({arm.name})'
-      _check_training(train_config(config.arm, stage, names, where))
+      _check_training(train_config(config.arm, stage, placeholders, where))
 
 
 def _check_training(values: TrainConfig) -> None:

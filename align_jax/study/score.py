@@ -30,10 +30,18 @@ def score_run(
   Returns: reading -> flat metric name -> value. Further held-out sets are prefixed by their name:
     `compositions.retrieval.t2i.r1`.
   """
-  if kept.exists():
-    found = json.loads(kept.read_text())
-    if set(readings) <= set(found):
-      return {reading: found[reading] for reading in readings}
+  judged = {
+    'sources': [specs.test, specs.generated, specs.gap, *config.data.held_out.values()],
+    'names': list(config.data.held_out),
+    'sampling': dataclasses.asdict(config.sampling),
+    'tasks': list(config.tasks),
+    'templates': config.templates,
+    'limit': config.eval_limit,
+    'readings': list(readings),
+  }
+  found = json.loads(kept.read_text()) if kept.exists() else {}
+  if found.get('judged') == judged:  # other tasks or test images ask for a new judgement
+    return found['scores']
   encoder = load_run(run)
   out = {}
   for reading in readings:
@@ -49,7 +57,7 @@ def score_run(
     out[reading] = scores
   kept.parent.mkdir(parents=True, exist_ok=True)
   aside = kept.with_suffix('.partial')
-  aside.write_text(json.dumps(out, indent=1))
+  aside.write_text(json.dumps({'judged': judged, 'scores': out}, indent=1))
   aside.replace(kept)
   return out
 

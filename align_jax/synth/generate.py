@@ -231,9 +231,11 @@ def _start(directory: str, job: _Job, total: int, shards: int, licence: str) -> 
       f'of {spec}; choose an empty folder'
     )
   kept = tuple(s for s in manifest.shards if shards_lib.is_intact(directory, s))
+  if manifest.complete and len(kept) == shards:
+    return manifest  # untouched: it names the versions that drew the images
   manifest = dataclasses.replace(
     manifest,
-    complete=manifest.complete and len(kept) == shards,
+    complete=False,
     shards=kept,
     versions=shards_lib.versions(),
   )

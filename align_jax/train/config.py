@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from align_jax.errors import require
 from align_jax.parallel.mesh import MeshConfig
 from align_jax.train.optimizer import OptimizerConfig
 
@@ -61,6 +62,10 @@ class CheckpointConfig:
   every: int = 0
   keep: int = 2
 
+  def __post_init__(self) -> None:
+    require(self.every >= 0, 'config.checkpoint.every', 'must be 0 or more')
+    require(self.keep >= 1, 'config.checkpoint.keep', 'must be 1 or more')
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
@@ -70,15 +75,25 @@ class EvalConfig:
     every: steps between evaluations; 0: none.
     data: source spec of held-out real images.
     generated: source spec of generated images, for `probe` and `gap`.
+    partners: where their real partners are; '' means `data`.
     tasks: any of retrieval, zero_shot, probe, gap.
+    inference: how real images are read, see `evaluation.tasks`.
+    templates: prompt templates of zero-shot: photo or scene.
     limit: at most so many records of each source.
   """
 
   every: int = 0
   data: str = ''
   generated: str = ''
+  partners: str = ''
   tasks: tuple[str, ...] = ('retrieval',)
+  inference: Literal['clip_flow', 'aligned_encoder'] = 'clip_flow'
+  templates: str = 'photo'
   limit: int = 1000
+
+  def __post_init__(self) -> None:
+    require(self.every >= 0, 'config.eval.every', 'must be 0 or more')
+    require(not self.every or bool(self.data), 'config.eval.data', 'empty; name held-out images')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,3 +121,7 @@ class TrainConfig:
   eval: EvalConfig = EvalConfig()
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   log_every: int = 50
+
+  def __post_init__(self) -> None:
+    for name in ('steps', 'batch_size', 'log_every'):
+      require(getattr(self, name) >= 1, f'config.{name}', 'must be 1 or more')

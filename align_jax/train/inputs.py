@@ -1,23 +1,27 @@
 """From a data config to the training batches: sources, tokenizer, checks, Grain iterator."""
 
+import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from align_jax.data.images import ImageError, decode_image
 from align_jax.data.pipeline import Part, train_iterator
 from align_jax.data.quarantine import Quarantine
-from align_jax.data.sources import Source, open_source, pair_index
+from align_jax.data.sources import Source, open_as, open_source, pair_ids, pair_index
 from align_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
 from align_jax.train.config import DataConfig, TrainConfig
+from align_jax.train.objective import Objective
 
 _TOKENIZER_CAPTIONS = 200_000  # enough for any vocabulary we train; a corpus need not be read whole
 _MIN_SEEN = 100  # records, before a share of them says anything
 _PEEK = 64  # records looked at before training, to find a source of the wrong kind early
+_SAMPLE_SHARE = 0.1  # of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,24 +40,34 @@ class Inputs:
 
 
 def open_inputs(
-  config: TrainConfig, workdir: Path, *, image_size: int, needs_partner: bool, init: Path | None
+  config: TrainConfig, workdir: Path, objective: Objective, model: Any, *, init: Path | None
 ) -> Inputs:
   """Opens and checks everything that `config.data` names, before any device work.
 
   Args:
     config: the experiment.
-    workdir: the run folder; its tokenizer is used if it is there, else one is put there.
-    image_size: of the model, pixels.
-    needs_partner: the objective reads real partners of generated images.
+    workdir: the run folder; a run under way there keeps its tokenizer, else one is put there.
+    objective: says what the batches must hold.
+    model: the model's config: image size, vocabulary, special tokens.
     init: the run folder whose weights (and tokenizer) training starts from.
 
   Raises:
-    UserError: a source that is missing, empty, without captions, or without pairs.
+    UserError: a source that is missing, empty, damaged, without captions or pairs; a tokenizer that
+      does not fit the model.
   """
   data = config.data
-  parts = _open_parts(data, needs_partner=needs_partner)
+  parts = _open_parts(data, objective)
   tokenizer = _tokenizer(data, workdir, init, [p.source for p in parts])
-  return Inputs(parts, tokenizer, train_transform(data, image_size))
+  _check_tokenizer(tokenizer, model)
+  if not is_under_way(workdir):
+    tokenizer.save(workdir / 'tokenizer')
+  return Inputs(parts, tokenizer, train_transform(data, model.image_size))
+
+
+def is_under_way(workdir: Path) -> bool:
+  """Whether a run has left a checkpoint (or begun one) in this folder."""
+  checkpoints = workdir / 'checkpoints'
+  return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
 def train_transform(data: DataConfig, image_size: int) -> Transform:
@@ -91,17 +105,20 @@ def make_iterator(inputs: Inputs, config: TrainConfig, workdir: Path) -> Any:
   )
 
 
-def _open_parts(data: DataConfig, *, needs_partner: bool) -> tuple[Part, ...]:
-  real = open_source(data.real) if data.real else None
-  generated = open_source(data.generated) if data.generated else None
-  partners = open_source(data.partners) if data.partners else real
-  if needs_partner:
+def _open_parts(data: DataConfig, objective: Objective) -> tuple[Part, ...]:
+  real = open_as('real', data.real) if data.real else None
+  generated = open_as('generated', data.generated) if data.generated else None
+  if objective.generated_only:
     # only generated images can be aligned; the real ones come in as partners
     if generated is None:
       raise UserError('config.data.generated: empty, but the objective aligns generated images')
-    _check_pairs(generated, partners, data)
-    _check_captions(generated, 'generated')
-    return (Part(generated, 1.0, partners),)
+    if data.more:
+      raise UserError('config.data.more: this objective takes generated images alone; leave it ()')
+    partners = open_as('real', data.partners) if data.partners else real
+    if objective.needs_partner:
+      _check_pairs(generated, partners, data)
+    _check(generated, 'generated', data)
+    return (Part(generated, 1.0, partners if objective.needs_partner else None),)
   named = [
     ('real', real, data.real_weight),
     ('generated', generated, data.generated_weight),
@@ -110,15 +127,35 @@ def _open_parts(data: DataConfig, *, needs_partner: bool) -> tuple[Part, ...]:
   parts = []
   for name, source, weight in named:
     if source is not None and weight > 0:
-      _check_captions(source, name)
+      _check(source, name, data)
       parts.append(Part(source, weight))
   if not parts:
     raise UserError('config.data: neither real nor generated names a source with a positive weight')
   return tuple(parts)
 
 
-def _check_captions(source: Source, field: str) -> None:
-  if not any(record.captions for record in _peek(source)):
+def _check(source: Source, field: str, data: DataConfig) -> None:
+  """Looks at records all over the source: are there captions, can the images be decoded?"""
+  seen, reasons = 0, collections.Counter[str]()
+  captions = False
+  for index in _spread(source):
+    seen += 1
+    try:
+      record = source[index]
+      decode_image(record.image, data.max_pixels)
+    except (UserError, ImageError) as error:
+      reasons[f'{error}' if isinstance(error, UserError) else error.reason] += 1
+      continue
+    captions = captions or bool(record.captions)
+  # a sample says little of a small share: only a source looked at whole is held to the very limit
+  allowed = data.max_skipped if seen == len(source) else max(data.max_skipped, _SAMPLE_SHARE)
+  if sum(reasons.values()) > allowed * seen:
+    said = ', '.join(f'{count} {reason}' for reason, count in reasons.most_common(3))
+    raise UserError(
+      f'config.data.{field}: of {seen} records looked at in {source.spec} cannot be used: {said}; '
+      'mend or remove them, or raise config.data.max_skipped'
+    )
+  if not captions:
     raise UserError(
       f'config.data.{field}: none of the records looked at in {source.spec} has a caption; add '
       'captions (a captions.jsonl, or class subfolders with a template)'
@@ -133,37 +170,44 @@ def _check_pairs(generated: Source, partners: Source | None, data: DataConfig) -
       + mend
     )
   known = pair_index(partners)
-  if not any(record.pair_id in known for record in _peek(generated)):
+  pairs = pair_ids(generated)
+  if not any(pairs[index] in known for index in _spread(generated)):
     raise UserError(
       f'config.data.generated: no record of {data.generated} has a pair_id found in '
       f'{data.partners or data.real}, but the real-pair term is on; {mend}'
     )
 
 
-def _peek(source: Source) -> Iterator[Any]:
-  """A few records from all over the source; unreadable ones are the pipeline's to count."""
-  stride = max(1, len(source) // _PEEK)
-  for index in range(0, len(source), stride):
-    try:
-      yield source[index]
-    except UserError:
-      continue
+def _spread(source: Source) -> range:
+  """Positions of a few records, all over the source."""
+  return range(0, len(source), max(1, len(source) // _PEEK))
 
 
 def _tokenizer(
   data: DataConfig, workdir: Path, init: Path | None, sources: list[Source]
 ) -> Tokenizer:
-  kept = workdir / 'tokenizer'
-  if kept.exists():
-    return load_tokenizer(kept)
-  given = Path(data.tokenizer) if data.tokenizer else (init / 'tokenizer' if init else None)
-  if given is not None:
-    tokenizer = load_tokenizer(given)
-    tokenizer.save(kept)
-    return tokenizer
-  tokenizer = train_tokenizer(_captions(sources), data.vocab_size)
-  tokenizer.save(kept)
-  return tokenizer
+  if is_under_way(workdir):
+    return load_tokenizer(workdir / 'tokenizer')
+  if data.tokenizer:
+    return load_tokenizer(Path(data.tokenizer))
+  if init is not None:
+    return load_tokenizer(init / 'tokenizer')
+  return train_tokenizer(_captions(sources), data.vocab_size)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, model: Any) -> None:
+  """The model reads special tokens by their ids: others would be read without a sign."""
+  if tokenizer.vocab_size > model.vocab_size:
+    raise UserError(
+      f'config.model: vocab_size is {model.vocab_size}, but the tokenizer has '
+      f'{tokenizer.vocab_size} tokens; raise it, or lower config.data.vocab_size'
+    )
+  for name in ('pad_id', 'eot_id'):
+    wanted, has = getattr(model, name), getattr(tokenizer, name)
+    if wanted is not None and wanted != has:
+      raise UserError(
+        f'config.model: {name} is {wanted}, but {has} in the tokenizer; set it to {has}'
+      )
 
 
 def _captions(sources: list[Source]) -> Iterable[str]:

@@ -14,10 +14,11 @@ import numpy as np
 from align_jax.config import build
 from align_jax.errors import UserError
 from align_jax.models.flat import Params, Skeleton, count
+from align_jax.models.vit import fit_positions
 from align_jax.parallel.mesh import check_batch, make_mesh, put_batch
 from align_jax.train.checkpoints import Checkpoints, load_params
 from align_jax.train.config import TrainConfig
-from align_jax.train.inputs import make_iterator, open_inputs
+from align_jax.train.inputs import is_under_way, make_iterator, open_inputs
 from align_jax.train.metrics import MetricWriter, Progress
 from align_jax.train.objective import Objective
 from align_jax.train.optimizer import make_optimizer
@@ -65,19 +66,7 @@ def train(
   model_config: Any = build(objective.ModelConfig, model_values, 'config.model')
 
   # 2. Open the data and describe the model.
-  workdir.mkdir(parents=True, exist_ok=True)
-  inputs = open_inputs(
-    config,
-    workdir,
-    image_size=model_config.image_size,
-    needs_partner=objective.needs_partner,
-    init=init,
-  )
-  if inputs.tokenizer.vocab_size > model_config.vocab_size:
-    raise UserError(
-      f'config.model: vocabulary of {model_config.vocab_size}, but the tokenizer has '
-      f'{inputs.tokenizer.vocab_size} tokens; raise the vocab_size of the model'
-    )
+  inputs = open_inputs(config, workdir, objective, model_config, init=init)
   skeleton = Skeleton(lambda rngs: objective.create_model(model_config, rngs))
   learn = {n: s for n, s in skeleton.shapes.items() if objective.trainable(n)}
   if not learn:
@@ -118,21 +107,25 @@ def train(
         writer.write(done, {**values, 'examples_per_s': speed})
 
   try:
-    if start == 0:
-      print(f'{label}: {count(learn):,} of {count(skeleton.shapes):,} parameters learn', flush=True)
+    begins = f'goes on after step {start}' if start else 'begins'
+    shares = f'{count(learn):,} of {count(skeleton.shapes):,} parameters learn'
+    print(f'{label}: {begins}; {shares}', flush=True)
     for step in range(start + 1, config.steps + 1):
       batch = next(batches)
       ids = batch.pop('ids')
-      state, metrics = step_fn(state, put_batch(batch, mesh))
+      arrays = put_batch(batch, mesh)
+      with jax.transfer_guard('disallow'):  # nothing else may travel between host and device
+        state, metrics = step_fn(state, arrays)
       late.add(step, ids, metrics)
       report(step - _LATE)
       last = step == config.steps
+      # evaluated before it is saved: a kill in between repeats the step, and the evaluation
+      if evaluate is not None and (_due(step, config.eval.every) or last):
+        writer.write(step, evaluate(state.averaged_params))
       if _due(step, config.checkpoint.every) or last:
         report(step)  # a state with a loss that is not finite is never saved
         # saved before the next batch is drawn: the position is that of this step
         checkpoints.save(state, batches.get_state())
-      if evaluate is not None and (_due(step, config.eval.every) or last) and config.eval.every:
-        writer.write(step, evaluate(state.averaged_params))
     return state.averaged_params
   finally:
     writer.close()
@@ -192,6 +185,8 @@ def initial_params(skeleton: Skeleton, folder: Path) -> Params:
   out = {}
   for name, shape in skeleton.shapes.items():
     value = found.get(name)
+    if name == 'image/position' and value is not None:
+      value = fit_positions(value, shape.shape[0])
     if value is None and name.startswith('generated_projection'):
       value = found.get(name.replace('generated_projection', 'image_projection', 1))
     if value is None:
@@ -224,12 +219,14 @@ def read_run_config(workdir: Path) -> TrainConfig:
 
 def check_resume(config: TrainConfig, workdir: Path) -> None:
   """Refuses to go on in a folder whose run had another model, objective, batch or seed."""
-  saved = (workdir / 'checkpoints').is_dir() and any((workdir / 'checkpoints').iterdir())
-  if not saved or not (workdir / 'config.json').exists():
+  if not is_under_way(workdir):
     return  # nothing was trained there yet: a mended config may start
   before = read_run_config(workdir)
   new = json.loads(json.dumps(dataclasses.asdict(config), default=dict))
   old = json.loads(json.dumps(dataclasses.asdict(before), default=dict))
+  for values in (new['data'], old['data']):
+    for knob in ('threads', 'max_skipped', 'max_pixels'):
+      del values[knob]  # they change nothing that is learnt
   for field in ('model', 'objective', 'data', 'optimizer', 'batch_size', 'seed', 'steps'):
     path = _difference(new[field], old[field], f'config.{field}')
     if path:

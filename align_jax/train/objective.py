@@ -23,6 +23,11 @@ class Objective(Protocol):
   batch_coupled: ClassVar[bool]
 
   @property
+  def generated_only(self) -> bool:
+    """The batches hold generated images alone; real ones come in as their partners."""
+    ...
+
+  @property
   def needs_partner(self) -> bool:
     """The loss reads the real partner of generated examples."""
     ...

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import optax
 
-from align_jax.errors import UserError
+from align_jax.errors import UserError, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,12 @@ class OptimizerConfig:
   ema: float = 0.0
   accumulate: int = 1
   groups: tuple[Group, ...] = ()
+
+  def __post_init__(self) -> None:
+    for name in ('lr', 'weight_decay', 'clip_norm', 'warmup_steps'):
+      require(getattr(self, name) >= 0, f'config.optimizer.{name}', 'must be 0 or more')
+    require(0 <= self.ema < 1, 'config.optimizer.ema', 'must be at least 0 and under 1')
+    require(self.accumulate >= 1, 'config.optimizer.accumulate', 'must be 1 or more')
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

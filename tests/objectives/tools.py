@@ -12,12 +12,7 @@ from align_jax.objectives.parts import part_of
 from align_jax.train.objective import Batch, Objective
 from tests import tiny
 
-MODEL = {
-  **tiny.MODEL,
-  **tiny.TRACKS,
-  'image': {**tiny.MODEL['image'], 'depth': 1, 'width': 16, 'mlp_dim': 24},
-  'text': {**tiny.MODEL['text'], 'width': 16, 'mlp_dim': 24},
-}
+MODEL = {**tiny.SMALL_MODEL, **tiny.TRACKS}
 BATCH = tiny.batch()
 GROUP = np.asarray(BATCH['group'])
 

@@ -136,7 +136,10 @@ def test_alignment_never_changes_the_real_track(base, generated, photos, tmp_pat
 
 def test_starts_from_given_weights_with_their_tokenizer(base, generated, photos, tmp_path):
   config = tiny.config(
-    photos, steps=1, model={**tiny.TRACKS, 'init': f'run:{base}'}, checkpoint={'every': 1}
+    photos,
+    steps=1,
+    model={**tiny.TRACKS, 'init': f'run:{base}'},
+    optimizer={'warmup_steps': 0},
   )
   _train(config, tmp_path)
   tokenizer = 'tokenizer/tokenizer.json'
@@ -163,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_records(photos, tmp_
   config = tiny.config(
     photos, optimizer={'lr': 1e30, 'warmup_steps': 0, 'clip_norm': 0.0}, checkpoint={'every': 1}
   )
-  with pytest.raises(UserError, match=r'loss is (nan|inf) at step \d+, records .*jpg'):
+  with pytest.raises(UserError, match=r'loss is .* at step \d+, records .*jpg'):
     _train(config, tmp_path)
   assert all(np.isfinite(p).all() for p in load_params(tmp_path).values())
 
@@ -200,7 +203,7 @@ def _broken(photos, generated, base, tmp_path):
   silent = tmp_path / 'silent'
   silent.mkdir()
   tiny.picture('red', 'disc', 0).save(silent / 'a.png')
-  (silent / 'captions.jsonl').write_text(json.dumps({'file': 'a.png', 'label': 'x'}) + '\n')
+  (silent / 'captions.jsonl').write_text(json.dumps({'file': 'a.png'}) + '\n')
   gmail = {'objective': tiny.GMAIL, 'model': tiny.TRACKS}
   return [
     ({'data': {'real': 'folder:/nowhere'}}, '/nowhere'),
@@ -227,10 +230,13 @@ def _broken(photos, generated, base, tmp_path):
 def test_bad_input_is_named_before_anything_is_trained(photos, generated, base, tmp_path):
   for index, (changes, message) in enumerate(_broken(photos, generated, base, tmp_path)):
     folder = tmp_path / f'run{index}'
-    with pytest.raises(UserError) as caught:
+    try:
       _train(tiny.config(photos, **changes), folder)
-    assert message in str(caught.value), changes
-    assert '\n' not in str(caught.value)
+      said = 'no error'
+    except UserError as error:
+      said = str(error)
+    assert message in said, changes
+    assert '\n' not in said
     assert not (folder / 'checkpoints').exists(), changes
 
 

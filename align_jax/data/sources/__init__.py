@@ -12,10 +12,12 @@ from align_jax.data.sources.subset import select, split_of
 from align_jax.data.sources.tfds import open_tfds
 from align_jax.data.sources.webdataset import open_webdataset
 from align_jax.errors import UserError, did_you_mean
+from align_jax.modality import Modality
 
 __all__ = [
   'ParsedSpec',
   'Source',
+  'open_as',
   'open_source',
   'pair_ids',
   'pair_index',
@@ -45,6 +47,16 @@ def open_source(spec: str) -> Source:
   own = {k: v for k, v in parsed.options.items() if k not in generic}
   source = opener(dataclasses.replace(parsed, options=own))
   return select(source, dataclasses.replace(parsed, options=generic))
+
+
+def open_as(modality: Modality, spec: str) -> Source:
+  """Opens a source whose place says which modality it holds, whatever its records say.
+
+  A folder of generated images knows nothing of modalities; a spec that names one keeps it.
+  """
+  if 'modality' in parse_spec(spec).options:
+    return open_source(spec)
+  return open_source(with_options(spec, modality=modality))
 
 
 def _open_emoji(spec: ParsedSpec) -> Source:

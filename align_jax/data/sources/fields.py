@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from align_jax.data.record import MODALITIES, Modality
 from align_jax.data.sources.spec import ParsedSpec
 from align_jax.errors import UserError, did_you_mean
+from align_jax.modality import MODALITIES, Modality
 
 DEFAULT_TEMPLATE = 'a photo of a {}'
 # what `metadata` understands; each is optional

@@ -7,11 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from align_jax.data.record import Modality, Record
+from align_jax.data.record import Record
 from align_jax.data.sources.base import Source, check_index, pair_ids, record_ids
 from align_jax.data.sources.fields import modality
 from align_jax.data.sources.spec import ParsedSpec
 from align_jax.errors import UserError, did_you_mean
+from align_jax.modality import Modality
 
 Split = Literal['train', 'extra', 'test']
 TEST_SHARE = 0.2
