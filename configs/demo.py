@@ -2,7 +2,7 @@
 
   make demo      (python -m align_jax.study --config=configs/demo.py --workdir=runs/demo)
 
-A base model learns from 3,000 real scenes. A generator learns from the same scenes and draws 6,000
+A base model learns from 3,000 real scenes. A generator learns from the same scenes and draws 5,000
 images: of the captions of those scenes, and of captions whose images nobody saw. Then four arms
 spend the same number of steps. Under 15 minutes on 2 CPU cores. On your own images:
 `--config.data.real=folder:DIR --config.data.held_out="{}" --config.templates=photo`.
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
       'real': clip.SCENES,
       'held_out': {'compositions': f'{clip.SCENES}&split=compositions'},
       'train_count': 3000,
-      'extra_count': 3000,
+      'extra_count': 2000,
       'test_count': 1000,
     }
   )
@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
   config.generator = generator()
   config.sampling = ConfigDict(
     {
-      'count': 6000,
-      'gap_count': 600,
+      'count': 5000,
+      'gap_count': 500,
       'steps': 10,
       'guidance': 3.0,
       'method': 'euler',
@@ -70,15 +70,16 @@ def get_config() -> ConfigDict:
 def base() -> ConfigDict:
   """The model that every arm starts from: real images alone."""
   config = clip.get_config()
-  config.steps = 600
+  config.steps = 500
   config.data.real = '{real}'
-  config.checkpoint = ConfigDict({'every': 200, 'keep': 1})
+  config.checkpoint = ConfigDict({'every': 250, 'keep': 1})
   return config
 
 
 def generator() -> ConfigDict:
   """A text-conditional rectified-flow model on the same real images."""
   config = flow.get_config()
+  config.steps = 800
   config.data.real = '{real}'
   return config
 

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
   config.data.extra_count = 7 * BASE_IMAGES
   config.data.real = f'{clip.SCENES}&count={7 * BASE_IMAGES}'
   config.sampling.count = 8 * BASE_IMAGES
+  config.sampling.gap_count = 600
   config.sampling.shards = 8
   config.generator.steps = 3000
   config.base.steps = 600

@@ -165,9 +165,9 @@ MISTAKES = [
     [*CLIP, '--config.model.image.patch=7', '--config.data.real={photos}'],
     'config.model.image: image_size 32 is not',
   ),
-  ([*CLIP, '--config.batch_size=-1'], 'config.batch_size: -1 must be at least 1'),
+  ([*CLIP, '--config.batch_size=-1'], 'config.batch_size: must be 1 or more'),
   # files
-  ([*CLIP, '--config.data.real=folder:{out}/none'], 'folder:{out}/none: no folder'),
+  ([*CLIP, '--config.data.real=folder:{out}/none'], 'folder:{out}/none'),
   ([*CLIP, '--config.model.init=run:{out}/none'], 'config.model.init: {out}/none is not a folder'),
   ([*STUDY, '--config.data.real=folder:{out}/none'], 'folder:{out}/none?split=train'),
   (

@@ -85,8 +85,6 @@ def param_sharding(
 def check_batch(batch_size: int, mesh: Mesh) -> None:
   """Raises a UserError unless the batch splits evenly over the devices that share it."""
   ways = mesh.shape['data'] * mesh.shape['fsdp']
-  if batch_size < 1:
-    raise UserError(f'config.batch_size: {batch_size} must be at least 1')
   if batch_size % ways:
     near = max(ways, batch_size // ways * ways)
     raise UserError(

@@ -12,6 +12,7 @@ from absl import flags
 from align_jax import cli
 from align_jax.config import build
 from align_jax.evaluation.report import metric_table
+from align_jax.study.clock import PAGE
 from align_jax.study.config import StudyConfig
 from align_jax.study.page import verdict, write_page
 from align_jax.study.results import by_arm, write_metrics
@@ -28,9 +29,11 @@ def main() -> None:
   """Runs every piece that is not done, prints the table, writes metrics.json and report.html."""
   config = build(StudyConfig, _CONFIG.value.to_dict())
   workdir = Path(_WORKDIR.value)
-  runs, seconds = run_study(config, workdir)
-  write_page(workdir / 'report.html', config, split_specs(config, workdir), runs, seconds)
-  write_metrics(workdir / 'metrics.json', runs, sum(seconds.values()))
+  runs, clock = run_study(config, workdir)
+  with clock.piece('report', PAGE):
+    specs = split_specs(config, workdir)
+    write_page(workdir / 'report.html', config, specs, runs, clock.seconds)
+  write_metrics(workdir / 'metrics.json', runs, sum(clock.seconds.values()))
   print(text_table(config, by_arm(runs)))
   print(verdict(runs))
   print(f'report: {workdir / "report.html"}   numbers: {workdir / "metrics.json"}')

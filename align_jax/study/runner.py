@@ -5,14 +5,9 @@ study that was stopped goes on where it was, and a config with one more arm cost
 """
 
 import dataclasses
-import json
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from align_jax.config import build
 from align_jax.data.sources import open_source
@@ -21,6 +16,7 @@ from align_jax.errors import UserError, require
 from align_jax.evaluation.tasks import Inference, find_task
 from align_jax.models.flat import Skeleton
 from align_jax.objectives import make_objective
+from align_jax.study import clock as clock_lib
 from align_jax.study.config import Arm, StudyConfig, train_config
 from align_jax.study.score import score_run
 from align_jax.study.specs import Specs, split_specs
@@ -42,22 +38,21 @@ class Run:
   scores: Mapping[Inference, Mapping[str, float]]
 
 
-def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], dict[str, float]]:
-  """Runs what is not done yet; returns every arm of every seed, and the seconds of each piece."""
+def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], clock_lib.Clock]:
+  """Runs what is not done yet; returns every arm of every seed, and the clock that timed it."""
   specs = split_specs(config, workdir)
   check_sources(config, specs)
-  pieces = len(config.seeds) * (1 + sum(len(arm.stages) + 1 for arm in config.arms)) + 2
-  clock = _Clock(workdir / 'seconds.json', pieces)
+  clock = clock_lib.Clock(workdir / 'seconds.json', total_work(config))
   bases = {}
   for seed in config.seeds:
     folder = workdir / f'seed{seed}' / 'base'
-    with clock.piece(f'base, seed {seed}'):
+    with clock.piece(f'base, seed {seed}', _work(config.base)):
       values = train_config(
         config.base, {'seed': seed}, specs.names(1, 1, ''), f'config.base (seed {seed})'
       )
       train_once(values, folder, f'base, seed {seed}')
     bases[seed] = folder
-  with clock.piece('generator'):
+  with clock.piece('generator', _work(config.generator) * clock_lib.GENERATOR_EXAMPLE):
     values = train_config(
       config.generator,
       {'data': {'tokenizer': str(bases[config.seeds[0]] / 'tokenizer')}},
@@ -65,13 +60,28 @@ def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], dict[str, 
       'config.generator',
     )
     train_once(values, workdir / 'generator', 'generator')
-  with clock.piece('generated images'):
+  with clock.piece('generated images', config.sampling.count * clock_lib.GENERATED_IMAGE):
     draw(config, specs, values, workdir)
   runs = []
   for arm in config.arms:
     for seed in config.seeds:
       runs.append(_run_arm(config, specs, workdir, bases[seed], arm, seed, clock))
-  return runs, clock.seconds
+  return runs, clock
+
+
+def total_work(config: StudyConfig) -> float:
+  """Returns the work of a whole study, in examples trained."""
+  arms = sum(_work(config.arm) * bool(arm.stages) + clock_lib.EVALUATION for arm in config.arms)
+  return (
+    len(config.seeds) * (_work(config.base) + arms)
+    + _work(config.generator) * clock_lib.GENERATOR_EXAMPLE
+    + config.sampling.count * clock_lib.GENERATED_IMAGE
+    + clock_lib.PAGE
+  )
+
+
+def _work(training: Mapping[str, Any]) -> float:
+  return float(training['steps'] * training['batch_size'])
 
 
 def check_sources(config: StudyConfig, specs: Specs) -> None:
@@ -173,7 +183,7 @@ def _run_arm(
   base: Path,
   arm: Arm,
   seed: int,
-  clock: '_Clock',
+  clock: clock_lib.Clock,
 ) -> Run:
   name = arm.name
   folder = workdir / f'seed{seed}' / name
@@ -182,7 +192,7 @@ def _run_arm(
   for index, stage in enumerate(arm.stages, start=1):
     stage_folder = folder / f'stage{index}'
     label = f'{name}, seed {seed}' + (f', stage {index}' if len(arm.stages) > 1 else '')
-    with clock.piece(label):
+    with clock.piece(label, _work(config.arm) / len(arm.stages)):
       values = train_config(
         config.arm,
         {'steps': config.arm['steps'] // len(arm.stages), **stage, 'seed': seed},
@@ -193,47 +203,6 @@ def _run_arm(
       )
       train_once(values, stage_folder, label)
     init = stage_folder
-  with clock.piece(f'{name}, seed {seed}, evaluation'):
+  with clock.piece(f'{name}, seed {seed}, evaluation', clock_lib.EVALUATION):
     scores = score_run(config, specs, arm.readings, init, folder / 'scores.json')
   return Run(name, seed, init, base, scores)
-
-
-class _Clock:
-  """Seconds per piece, kept over restarts; prints which piece runs and how long is left."""
-
-  def __init__(self, path: Path, pieces: int):
-    self._path, self._pieces, self._done = path, pieces, 0
-    self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-    self._began = time.monotonic()
-
-  def piece(self, name: str) -> '_Piece':
-    return _Piece(self, name)
-
-  def finish(self, name: str, seconds: float) -> None:
-    self._done += 1
-    self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    aside = self._path.with_suffix('.partial')
-    aside.write_text(json.dumps(self.seconds, indent=1))
-    aside.replace(self._path)
-    passed = time.monotonic() - self._began
-    left = passed / self._done * (self._pieces - self._done)
-    print(
-      f'[{self._done}/{self._pieces}] {name}: {seconds:.0f} s; {passed / 60:.1f} min passed, '
-      f'about {left / 60:.0f} left',
-      file=sys.stderr,
-      flush=True,
-    )
-
-
-class _Piece:
-  def __init__(self, clock: _Clock, name: str):
-    self._clock, self._name = clock, name
-
-  def __enter__(self) -> None:
-    self._start = time.monotonic()
-
-  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-    if error is None:
-      self._clock.finish(self._name, time.monotonic() - self._start)
-      jax.clear_caches()  # programs of a finished piece only take memory

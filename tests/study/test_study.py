@@ -111,7 +111,8 @@ def study(values, tmp_path_factory):
   """The finished study: (config, folder, runs, seconds)."""
   folder = tmp_path_factory.mktemp('study')
   config = build(StudyConfig, values)
-  runs, seconds = run_study(config, folder)
+  runs, clock = run_study(config, folder)
+  seconds = clock.seconds
   write_page(folder / 'report.html', config, split_specs(config, folder), runs, seconds)
   write_metrics(folder / 'metrics.json', runs, sum(seconds.values()))
   return config, folder, runs, seconds
