@@ -11,7 +11,7 @@ from align_jax.data.pipeline import eval_batches
 from align_jax.data.quarantine import Quarantine
 from align_jax.data.record import Record
 from align_jax.data.sources.base import Source
-from align_jax.data.sources.subset import Subset
+from align_jax.data.sources.subset import Subset, spread_positions
 from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
 from align_jax.modality import MODALITIES, Modality
@@ -56,7 +56,7 @@ def embed_source(
     modality: the track that reads the images; None: each record's own. `'generated'` with
       `projection='real'` reads real images through the aligned encoder (GMAIL section 3.2).
     projection: as in `DualEncoder.encode_image`.
-    limit: only the first so many records.
+    limit: only so many records, evenly over the source: a folder is sorted by class.
     batch_size: images decoded and embedded at a time.
     quarantine: counts and names the images left out.
 
@@ -65,7 +65,7 @@ def embed_source(
       not finite.
   """
   if limit is not None and limit < len(source):
-    source = Subset(source, source.spec, np.arange(max(limit, 0)))
+    source = Subset(source, source.spec, spread_positions(len(source), max(limit, 0)))
   if not len(source):
     raise UserError(f'{source.spec}: no records to evaluate; check the spec and its split or limit')
   rows: list[Record] = []

@@ -43,7 +43,8 @@ def split_specs(config: StudyConfig, workdir: Path) -> Specs:
   """The splits of the study's real images, and where its generated images go."""
 
   def part(split: str, count: int) -> str:
-    options = {'split': split} | ({'limit': count} if count else {})
+    # class folders are sorted: unshuffled, the first records would be the first classes
+    options = {'split': split, 'shuffle': 0} | ({'limit': count} if count else {})
     return with_options(config.data.real, **options)
 
   return Specs(

@@ -147,6 +147,15 @@ def test_generated_records_follow_their_partner(tmp_path):
     assert {split_of(p) for p in pair_ids(source)} == {split}
 
 
+def test_shuffle_is_an_order_of_its_own_and_limits_are_nested(tmp_path):
+  classes_folder(tmp_path)
+  every = record_ids(open_source(f'folder:{tmp_path}'))
+  ids = record_ids(open_source(f'folder:{tmp_path}?shuffle=1'))
+  assert sorted(ids) == sorted(every)
+  assert ids != every
+  assert record_ids(open_source(f'folder:{tmp_path}?shuffle=1&limit=3')) == ids[:3]
+
+
 def test_limit_and_modality(tmp_path):
   classes_folder(tmp_path)
   source = open_source(f'folder:{tmp_path}?limit=2&modality=generated')
@@ -159,8 +168,9 @@ def test_limit_and_modality(tmp_path):
   ('options', 'message'),
   [
     ('split=tset', "did you mean 'test'"),
-    ('limit=0', 'limit=0 is no positive'),
-    ('limit=-1', 'no positive'),
+    ('limit=0', 'limit=0 is no whole number from 1 on'),
+    ('limit=-1', 'no whole number'),
+    ('shuffle=x', 'shuffle=x is no whole number from 0 on'),
     ('modality=fake', 'known: generated, real'),
     ('limit=1&split=extra&template=x', 'has no {}'),
   ],

@@ -41,10 +41,11 @@ def test_a_repeated_caption_is_encoded_once(world, encoder, list_source):
 
 
 def test_limit_and_a_broken_image(world, encoder, list_source):
-  broken = dataclasses.replace(world[0][1], image=b'not an image')
-  source = list_source([world[0][0], broken, world[0][2], world[0][3]])
+  broken = dataclasses.replace(world[0][2], image=b'not an image')
+  # three of four, evenly: the first, the third and the last
+  source = list_source([world[0][0], world[0][1], broken, world[0][3]])
   quarantine = Quarantine(None, 1.0, 1)
-  assert embed_source(encoder, source, limit=3, quarantine=quarantine).ids == ['r0', 'r2']
+  assert embed_source(encoder, source, limit=3, quarantine=quarantine).ids == ['r0', 'r3']
   assert sum(quarantine.counts.values()) == 1
 
 

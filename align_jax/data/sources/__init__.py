@@ -7,7 +7,7 @@ from align_jax.data.sources.arrayrecord import open_arrayrecord
 from align_jax.data.sources.base import Source, pair_ids, pair_index, record_ids
 from align_jax.data.sources.folder import open_folder
 from align_jax.data.sources.parquet import open_parquet
-from align_jax.data.sources.spec import ParsedSpec, parse_spec, with_options
+from align_jax.data.sources.spec import GENERIC_OPTIONS, ParsedSpec, parse_spec, with_options
 from align_jax.data.sources.subset import select, split_of
 from align_jax.data.sources.tfds import open_tfds
 from align_jax.data.sources.webdataset import open_webdataset
@@ -43,7 +43,7 @@ def open_source(spec: str) -> Source:
   if parsed.scheme != 'emoji':
     return select(opener(parsed), parsed)
   # the built-in pack has splits of its own, by scene and by composition
-  generic = {k: v for k, v in parsed.options.items() if k in ('limit', 'modality')}
+  generic = {k: v for k, v in parsed.options.items() if k in GENERIC_OPTIONS and k != 'split'}
   own = {k: v for k, v in parsed.options.items() if k not in generic}
   source = opener(dataclasses.replace(parsed, options=own))
   return select(source, dataclasses.replace(parsed, options=generic))

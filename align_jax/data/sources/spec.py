@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from align_jax.errors import UserError, did_you_mean
 
-GENERIC_OPTIONS = ('split', 'limit', 'modality')  # understood by every scheme but `emoji`
+# understood by every scheme; `emoji` has a `split` of its own
+GENERIC_OPTIONS = ('split', 'shuffle', 'limit', 'modality')
 
 # '?' is also a wildcard of globs: options begin at the first '?' that a `key=` follows.
 _OPTIONS = re.compile(r'\?(?=[A-Za-z_]\w*=)')

@@ -1,4 +1,4 @@
-"""The options every scheme understands: `split`, `limit`, `modality`."""
+"""The options every scheme understands: `split`, `shuffle`, `limit`, `modality`."""
 
 import dataclasses
 import hashlib
@@ -44,25 +44,32 @@ def select(source: Source, spec: ParsedSpec) -> Source:
     raise UserError(f'{spec.text}: split={split}{did_you_mean(split, _SPLITS)}')
   if 'modality' in options:
     modality(options['modality'], spec.text)
-  limit = _limit(spec)
+  limit, seed = _whole(spec, 'limit', 1), _whole(spec, 'shuffle', 0)
   positions = np.arange(len(source))
   if split != 'all':
     keys = [p or i for i, p in zip(record_ids(source), pair_ids(source), strict=True)]
     positions = np.flatnonzero([split_of(key) == split for key in keys])
+  if seed is not None:
+    positions = np.random.default_rng(seed).permutation(positions)
   positions = positions[:limit]
   if not len(positions):
     raise UserError(f'{spec.text}: no records left; choose another split or add data')
-  if len(positions) == len(source) and 'modality' not in options:
+  if len(positions) == len(source) and seed is None and 'modality' not in options:
     return source
   return Subset(source, spec.text, positions, options.get('modality'))  # type: ignore[arg-type]
 
 
-def _limit(spec: ParsedSpec) -> int | None:
-  text = spec.options.get('limit')
+def spread_positions(total: int, count: int) -> np.ndarray:
+  """Returns at most `count` positions, evenly over `total`: of sorted classes, some of each."""
+  return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
+
+
+def _whole(spec: ParsedSpec, option: str, least: int) -> int | None:
+  text = spec.options.get(option)
   if text is None:
     return None
-  if not text.isdecimal() or int(text) < 1:
-    raise UserError(f'{spec.text}: limit={text} is no positive whole number')
+  if not text.isdecimal() or int(text) < least:
+    raise UserError(f'{spec.text}: {option}={text} is no whole number from {least} on')
   return int(text)
 
 
