@@ -2,7 +2,7 @@
 
   make demo      (python -m align_jax.study --config=configs/demo.py --workdir=runs/demo)
 
-A base model learns from 3,000 real scenes. A generator learns from the same scenes and draws 5,000
+A base model learns from 2,000 real scenes. A generator learns from the same scenes and draws 3,500
 images: of the captions of those scenes, and of captions whose images nobody saw. Then four arms
 spend the same number of steps. Under 15 minutes on 2 CPU cores. On your own images:
 `--config.data.real=folder:DIR --config.data.held_out="{}" --config.templates=photo`.
@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
     {
       'real': clip.SCENES,
       'held_out': {'compositions': f'{clip.SCENES}&split=compositions'},
-      'train_count': 3000,
-      'extra_count': 2000,
+      'train_count': 2000,
+      'extra_count': 1500,
       'test_count': 1000,
     }
   )
@@ -31,9 +31,9 @@ def get_config() -> ConfigDict:
   config.generator = generator()
   config.sampling = ConfigDict(
     {
-      'count': 5000,
-      'gap_count': 500,
-      'steps': 10,
+      'count': 3500,
+      'gap_count': 400,
+      'steps': 8,
       'guidance': 3.0,
       'method': 'euler',
       'batch_size': 250,
@@ -79,7 +79,7 @@ def base() -> ConfigDict:
 def generator() -> ConfigDict:
   """A text-conditional rectified-flow model on the same real images."""
   config = flow.get_config()
-  config.steps = 800
+  config.steps = 750
   config.data.real = '{real}'
   return config
 

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
   config.data.real = f'{clip.SCENES}&count={7 * BASE_IMAGES}'
   config.sampling.count = 8 * BASE_IMAGES
   config.sampling.gap_count = 600
+  config.sampling.steps = 10
   config.sampling.shards = 8
   config.generator.steps = 3000
   config.base.steps = 600
