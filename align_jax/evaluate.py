@@ -14,6 +14,7 @@ from typing import cast
 from absl import flags
 
 from align_jax import cli
+from align_jax.data.quarantine import Quarantine
 from align_jax.data.sources import open_as
 from align_jax.encoder import load_run
 from align_jax.errors import UserError
@@ -49,20 +50,27 @@ def main() -> None:
     limit=_LIMIT.value,
     templates=_TEMPLATES.value,
   )
-  embedded = Embedded(load_run(run, step=_STEP.value), data, cast(Inference, _INFERENCE.value))
+  quarantine = Quarantine(
+    None, max_share=1.0, min_seen=1
+  )  # counts, and leaves the judging to people
+  encoder = load_run(run, step=_STEP.value)
+  embedded = Embedded(encoder, data, cast(Inference, _INFERENCE.value), quarantine)
   scores = measure(embedded, _TASKS.value)
-  _write(Path(_OUTPUT.value), scores)
+  _write(Path(_OUTPUT.value), scores, quarantine.counts)
   for name, value in scores.items():
     print(f'{name:32s} {value:.4f}')
+  if quarantine.counts:
+    print(f'skipped: {quarantine.describe()}')
   if _REPORT.value:
     timings = {'evaluation': time.monotonic() - began}
     write_report(_REPORT.value, _report(run, embedded, scores, timings))
     print(f'report: {_REPORT.value}')
 
 
-def _write(path: Path, scores: dict[str, float]) -> None:
+def _write(path: Path, scores: dict[str, float], skipped: dict[str, int]) -> None:
   content = {
     'scores': scores,
+    'skipped': skipped,
     'command': sys.orig_argv,
     'versions': sections.versions(),
   }

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
 # Work is told in examples trained. What stands beside training, roughly in the same unit:
 GENERATOR_EXAMPLE = 4.0  # of an example of the generator: many patches, and the text at every layer
 GENERATED_IMAGE = 12.0  # of a generated image: some twenty forwards of the generator
@@ -32,7 +30,6 @@ class Clock:
     start = time.monotonic()
     yield
     spent = time.monotonic() - start
-    jax.clear_caches()  # programs of a finished piece only take memory
     self._done += work
     if spent < 1 and name in self.seconds:
       return  # done by an earlier call

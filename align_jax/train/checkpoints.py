@@ -4,6 +4,7 @@ A run folder holds `checkpoints/<step>/` with three items: `model` (all paramete
 `train` (step, random key, optimiser, moving average) and `data` (the position in it, as JSON).
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,8 @@ class _readable_errors:
 
   def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
     if error is not None and any(mark in str(error) for mark in _NO_SPACE):
+      # the same failure would be logged once for every array, when its future is collected
+      logging.getLogger('asyncio').setLevel(logging.CRITICAL)
       raise UserError(
         f'{self._folder}: the disk is full, this checkpoint was not written; earlier ones stand. '
         'Free space and run the same command again'

@@ -22,6 +22,7 @@ from align_jax.data.shards import write_shards
 from align_jax.data.sources import (
   ParsedSpec,
   Source,
+  open_as,
   open_source,
   pair_ids,
   pair_index,
@@ -162,6 +163,12 @@ def test_limit_and_modality(tmp_path):
   assert [r.modality for r in source] == ['generated'] * 2
   assert record_ids(source) == ['cat/0.png', 'cat/1.png']
   assert len(open_source(f'folder:{tmp_path}?limit=99')) == 6
+
+
+def test_the_place_of_a_spec_says_the_modality_unless_the_spec_does(tmp_path):
+  classes_folder(tmp_path)
+  assert open_as('generated', f'folder:{tmp_path}')[0].modality == 'generated'
+  assert open_as('generated', f'folder:{tmp_path}?modality=real')[0].modality == 'real'
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,14 @@ from flax import nnx
 
 from align_jax.errors import UserError
 from align_jax.models.flat import params_of
-from align_jax.models.vit import Vit, VitConfig, interpolate_positions, patchify, sincos2d
+from align_jax.models.vit import (
+  Vit,
+  VitConfig,
+  fit_positions,
+  interpolate_positions,
+  patchify,
+  sincos2d,
+)
 from tests.models import tiny
 
 
@@ -137,3 +144,19 @@ def test_flops_agree_with_the_compiler(pool):
   lowered = jax.jit(lambda p, x: nnx.merge(graph, p)(x)).lower(params, images)
   # of the program before fusion: what XLA does to single products is not the model's affair
   assert lowered.cost_analysis()['flops'] / 4 == pytest.approx(config.flops, rel=0.05)
+
+
+def test_positions_are_fitted_with_and_without_a_class_token():
+  table = np.random.default_rng(0).normal(size=(17, 4)).astype(np.float32)
+  fitted = fit_positions(table, 26)
+  assert np.array_equal(fitted[0], table[0])
+  grid = interpolate_positions(jnp.asarray(table[1:]), (4, 4), (5, 5))
+  np.testing.assert_allclose(fitted[1:], grid)
+  assert fit_positions(table[1:], 25).shape == (25, 4)
+  assert np.array_equal(fit_positions(table, 17), table)
+
+
+@pytest.mark.parametrize('length', [25, 27])
+def test_positions_that_make_no_square_are_refused(length):
+  with pytest.raises(UserError, match='cannot be resized'):
+    fit_positions(np.zeros((17, 4), np.float32), length)

@@ -6,7 +6,6 @@ import json
 import math
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -91,14 +90,6 @@ def study_values(photos: str) -> dict:
     'templates': 'photo',
     'eval_limit': 50,
   }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def caches():
-  """Pieces this small need not free what they compiled, and the next piece need not compile it."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'clear_caches', lambda: None)
-    yield
 
 
 @pytest.fixture(scope='module')
