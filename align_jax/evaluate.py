@@ -17,10 +17,10 @@ from align_jax import cli
 from align_jax.data.quarantine import Quarantine
 from align_jax.data.sources import open_as
 from align_jax.encoder import load_run
-from align_jax.errors import UserError
 from align_jax.evaluation import sections
 from align_jax.evaluation.report import Curve, Curves, Report, Section, metric_table, write_report
 from align_jax.evaluation.tasks import NAMES, READINGS, Embedded, EvalData, Inference, measure
+from align_jax.files import write_file
 from align_jax.train.loop import read_run_config
 from align_jax.train.metrics import read_metrics
 
@@ -56,7 +56,13 @@ def main() -> None:
   encoder = load_run(run, step=_STEP.value)
   embedded = Embedded(encoder, data, cast(Inference, _INFERENCE.value), quarantine)
   scores = measure(embedded, _TASKS.value)
-  _write(Path(_OUTPUT.value), scores, quarantine.counts)
+  content = {
+    'scores': scores,
+    'skipped': quarantine.counts,
+    'command': sys.orig_argv,
+    'versions': sections.versions(),
+  }
+  write_file(_OUTPUT.value, json.dumps(content, indent=1) + '\n')
   for name, value in scores.items():
     print(f'{name:32s} {value:.4f}')
   if quarantine.counts:
@@ -65,22 +71,6 @@ def main() -> None:
     timings = {'evaluation': time.monotonic() - began}
     write_report(_REPORT.value, _report(run, embedded, scores, timings))
     print(f'report: {_REPORT.value}')
-
-
-def _write(path: Path, scores: dict[str, float], skipped: dict[str, int]) -> None:
-  content = {
-    'scores': scores,
-    'skipped': skipped,
-    'command': sys.orig_argv,
-    'versions': sections.versions(),
-  }
-  aside = path.with_name(path.name + '.partial')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside.write_text(json.dumps(content, indent=1) + '\n')
-    aside.replace(path)
-  except OSError as error:
-    raise UserError(f'--output: cannot write {path} ({error.strerror})') from error
 
 
 def _report(run: Path, embedded: Embedded, scores: dict[str, float], timings) -> Report:

@@ -26,6 +26,7 @@ from align_jax.data import shards as shards_lib
 from align_jax.data.images import ImageError, decode_image
 from align_jax.data.sources import Source, open_source, parse_spec
 from align_jax.errors import UserError
+from align_jax.files import write_file
 
 QUARANTINE = 'quarantine.jsonl'
 _REPORT_EVERY = 32  # records between two messages of a worker
@@ -163,7 +164,7 @@ def _record(
     json.dumps({'shard': shard.file, **entry}, ensure_ascii=False) + '\n' for entry in left_out
   ]
   if lines or os.path.exists(path):
-    shards_lib.write_file(path, ''.join(lines))
+    write_file(path, ''.join(lines))
   entries = sorted([*manifest.shards, shard], key=lambda s: s.file)
   manifest = dataclasses.replace(manifest, shards=tuple(entries))
   shards_lib.save_manifest(directory, manifest)

@@ -9,26 +9,25 @@ A folder of shards holds
 
 import contextlib
 import dataclasses
-import errno
 import glob
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from align_jax.data.record import SCHEMA, Record, encode
 from align_jax.errors import UserError
+from align_jax.files import TEMPORARY, disk_errors, write_file
 
 SUFFIX = '.arrayrecord'
 INDEX_SUFFIX = '.ids.jsonl'
 MANIFEST = 'manifest.json'
 _FORMAT = 'align_jax.shards'
-_TEMPORARY = '.tmp-'  # followed by the writer's process id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +133,8 @@ class ShardWriter:
     self.file = shard_name(index, count)
     self._path = os.path.join(directory, self.file)
     hidden = os.path.join(directory, f'.{self.file}')
-    self._data = f'{hidden}{_TEMPORARY}{os.getpid()}'
-    self._ids = f'{hidden}{INDEX_SUFFIX}{_TEMPORARY}{os.getpid()}'
+    self._data = f'{hidden}{TEMPORARY}{os.getpid()}'
+    self._ids = f'{hidden}{INDEX_SUFFIX}{TEMPORARY}{os.getpid()}'
     self._count = 0
     self._open = False
 
@@ -289,46 +288,9 @@ def _remove_shards(directory: str, count: int) -> None:
 
 def remove_temporaries(directory: str) -> None:
   """Removes what killed writers left behind."""
-  for path in glob.glob(os.path.join(glob.escape(directory), f'.*{_TEMPORARY}*')):
+  for path in glob.glob(os.path.join(glob.escape(directory), f'.*{TEMPORARY}*')):
     with contextlib.suppress(FileNotFoundError):
       os.remove(path)
-
-
-def write_file(path: str, text: str) -> None:
-  """Writes a small file whole or not at all.
-
-  Raises:
-    UserError: a full or read-only disk; the old file stays.
-  """
-  temporary = os.path.join(
-    os.path.dirname(path), f'.{os.path.basename(path)}{_TEMPORARY}{os.getpid()}'
-  )
-  try:
-    with disk_errors(os.path.dirname(path)):
-      os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-      with open(temporary, 'w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      os.remove(temporary)
-    raise
-
-
-@contextlib.contextmanager
-def disk_errors(directory: str) -> Iterator[None]:
-  """Turns what a full or read-only disk raises into a UserError."""
-  try:
-    yield
-  except (OSError, RuntimeError) as error:  # RuntimeError: from the ArrayRecord writer
-    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or 'No space left' in str(error) or 'quota exceeded' in str(error):
-      raise UserError(
-        f'{directory}: no space left on the disk; free some and run the same command again'
-      ) from error
-    raise UserError(f'{directory}: cannot write ({error}); check the folder') from error
 
 
 def checksum(path: str) -> str:

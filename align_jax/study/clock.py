@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from align_jax.files import write_file
+
 # Work is told in examples trained. What stands beside training, roughly in the same unit:
 GENERATOR_EXAMPLE = 4.0  # of an example of the generator: many patches, and the text at every layer
 GENERATED_IMAGE = 12.0  # of a generated image: some twenty forwards of the generator
@@ -35,10 +37,7 @@ class Clock:
       return  # done by an earlier call
     self._worked += work
     self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 1)
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    aside = self._path.with_suffix('.partial')
-    aside.write_text(json.dumps(self.seconds, indent=1))
-    aside.replace(self._path)
+    write_file(self._path, json.dumps(self.seconds, indent=1))
     passed = time.monotonic() - self._began
     left = passed / self._worked * max(0.0, self._work - self._done)
     print(

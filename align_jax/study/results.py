@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.evaluation.sections import versions
+from align_jax.files import write_file
 from align_jax.study.runner import Run
 
 # The metrics a verdict speaks of: those where more is plainly better.
@@ -63,9 +64,7 @@ def write_metrics(path: Path, runs: Sequence[Run], seconds: float) -> None:
     'seconds': round(seconds, 1),
     'versions': versions(),
   }
-  aside = path.with_suffix('.partial')
-  aside.write_text(json.dumps(content, indent=1) + '\n')
-  aside.replace(path)
+  write_file(path, json.dumps(content, indent=1) + '\n')
 
 
 def _means(metrics: Mapping[str, Sequence[float]]) -> dict[str, float]:

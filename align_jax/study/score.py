@@ -9,6 +9,7 @@ from pathlib import Path
 from align_jax.data.sources import open_source
 from align_jax.encoder import load_run
 from align_jax.evaluation.tasks import EvalData, Inference, evaluate
+from align_jax.files import write_file
 from align_jax.study.config import StudyConfig
 from align_jax.study.specs import Specs
 
@@ -55,10 +56,7 @@ def score_run(
       more = judge(data, [t for t in config.tasks if t == 'retrieval'])
       scores |= {f'{name}.{key}': value for key, value in more.items()}
     out[reading] = scores
-  kept.parent.mkdir(parents=True, exist_ok=True)
-  aside = kept.with_suffix('.partial')
-  aside.write_text(json.dumps({'judged': judged, 'scores': out}, indent=1))
-  aside.replace(kept)
+  write_file(kept, json.dumps({'judged': judged, 'scores': out}, indent=1))
   return out
 
 

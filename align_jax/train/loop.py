@@ -13,6 +13,7 @@ import numpy as np
 
 from align_jax.config import build
 from align_jax.errors import UserError
+from align_jax.files import write_file
 from align_jax.models.flat import Params, Skeleton, count
 from align_jax.models.vit import fit_positions
 from align_jax.parallel.mesh import check_batch, make_mesh, put_batch
@@ -204,9 +205,8 @@ def initial_params(skeleton: Skeleton, folder: Path) -> Params:
 
 def write_run_config(config: TrainConfig, workdir: Path) -> None:
   """Records the config in the run folder."""
-  aside = workdir / 'config.json.partial'
-  aside.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=dict) + '\n')
-  aside.replace(workdir / 'config.json')
+  text = json.dumps(dataclasses.asdict(config), indent=2, default=dict)
+  write_file(workdir / 'config.json', text + '\n')
 
 
 def read_run_config(workdir: Path) -> TrainConfig:

@@ -10,6 +10,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from align_jax.files import write_file
+
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   """Returns the lines of a run's `metrics.jsonl`; a last line cut short by a kill is left out."""
@@ -32,9 +34,7 @@ class MetricWriter:
     workdir.mkdir(parents=True, exist_ok=True)
     kept = [m for m in read_metrics(workdir) if m['step'] <= resume_step]
     path = workdir / 'metrics.jsonl'
-    aside = path.with_suffix('.partial')
-    aside.write_text(''.join(json.dumps(m) + '\n' for m in kept))
-    aside.replace(path)
+    write_file(path, ''.join(json.dumps(m) + '\n' for m in kept))
     self._file = path.open('a')
     self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resume_step + 1)
 

@@ -22,6 +22,7 @@ from align_jax.data.record import Record
 from align_jax.data.shards import load_manifest, write_shards
 from align_jax.data.sources import open_source, record_ids
 from align_jax.errors import UserError
+from align_jax.files import disk_errors
 
 
 def png(value: int, size: int = 8) -> bytes:
@@ -216,7 +217,7 @@ def test_full_disk_keeps_finished_shards_only(tmp_path, monkeypatch):
 
 
 def test_full_disk_under_the_record_writer():
-  with pytest.raises(UserError, match='there: no space left'), shards_lib.disk_errors('there'):
+  with pytest.raises(UserError, match='there: no space left'), disk_errors('there'):
     writer = ArrayRecordWriter('/dev/full', 'group_size:1')
     writer.write(os.urandom(1000))
     writer.close()

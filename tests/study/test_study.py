@@ -19,7 +19,7 @@ from align_jax.study.runner import Run, run_study
 from align_jax.study.specs import split_specs
 from tests import tiny
 
-# The keys that issue 2 promises of every arm.
+# The keys promised of every arm.
 KEYS = (
   'retrieval.t2i.r1',
   'retrieval.i2t.r1',

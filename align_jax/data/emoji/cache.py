@@ -21,7 +21,8 @@ from align_jax.data.emoji.concepts import package
 from align_jax.data.emoji.drawing import Painter
 from align_jax.data.emoji.records import Plan, make_record
 from align_jax.data.record import SCHEMA, encode
-from align_jax.data.shards import SUFFIX, disk_errors, write_file
+from align_jax.data.shards import SUFFIX
+from align_jax.files import disk_errors, write_file
 
 _PARALLEL_FROM = 20_000  # records from which starting processes pays
 _CHUNK = 5_000  # records a process draws at least, for it first has to make its sprites

@@ -1,0 +1,48 @@
+"""Small files, written whole or not at all."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from align_jax.errors import UserError
+
+TEMPORARY = '.tmp-'  # followed by the writer's process id
+
+
+def write_file(path: str | Path, text: str) -> None:
+  """Writes a file aside, then renames it: a reader sees the old one or the new one.
+
+  Raises:
+    UserError: a full or read-only disk; the old file stays.
+  """
+  path = str(path)
+  folder = os.path.dirname(path)
+  temporary = os.path.join(folder, f'.{os.path.basename(path)}{TEMPORARY}{os.getpid()}')
+  try:
+    with disk_errors(folder):
+      os.makedirs(folder or '.', exist_ok=True)
+      with open(temporary, 'w', encoding='utf-8') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    raise
+
+
+@contextlib.contextmanager
+def disk_errors(directory: str) -> Iterator[None]:
+  """Turns what a full or read-only disk raises into a UserError."""
+  try:
+    yield
+  except (OSError, RuntimeError) as error:  # RuntimeError: from the ArrayRecord writer
+    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or 'No space left' in str(error) or 'quota exceeded' in str(error):
+      raise UserError(
+        f'{directory}: no space left on the disk; free some and run the same command again'
+      ) from error
+    raise UserError(f'{directory}: cannot write ({error}); check the folder') from error
