@@ -14,7 +14,7 @@ LONGEST = 400
 
 # Room -> the rooms it may import from, besides itself. Of the files beside the rooms, some serve
 # all of them (EVERYWHERE); the entries (main, evaluate, encoder) stand above all of them.
-EVERYWHERE = {'errors', 'config', 'cache', 'modality'}
+EVERYWHERE = {'errors', 'config', 'cache', 'files', 'modality'}
 MAY_IMPORT = {
   'parallel': set(),
   'losses': set(),
@@ -31,6 +31,7 @@ MAY_IMPORT = {
   'cli': set(),
   'config': set(),
   'cache': set(),
+  'files': {'errors'},
   'modality': set(),
   'errors': set(),
 }
