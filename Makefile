@@ -34,7 +34,7 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.demo ## the main job on the built-in pack: about 15 minutes on 2 cores
+demo: $(VENV)/.demo ## the main job on the built-in pack: under 15 minutes on 2 cores
 	$(BIN)/python -m align_jax.study --config=configs/demo.py --workdir=runs/demo
 
 study: $(VENV)/.demo ## every arm and ablation of docs/results.md: hours; resumes
