@@ -91,8 +91,7 @@ class Encoder:
 
 def make_encoder(config: TrainConfig, params: Params, tokenizer: Tokenizer) -> Encoder:
   """An encoder from a training config and parameters, for instance in the middle of training."""
-  values = {k: v for k, v in config.model.items() if k != 'init'}
-  model = build(DualEncoderConfig, values, 'config.model')
+  model = build(DualEncoderConfig, config.model_fields, 'config.model')
   transform = Transform(
     image_size=model.image_size,
     mode='eval',

@@ -109,8 +109,7 @@ def check_sources(config: StudyConfig, specs: Specs) -> None:
 
 def _check_training(values: TrainConfig) -> None:
   objective = make_objective(values.objective)
-  model = {k: v for k, v in values.model.items() if k != 'init'}
-  build(objective.ModelConfig, model, 'config.model')
+  build(objective.ModelConfig, values.model_fields, 'config.model')
 
 
 def train_once(config: TrainConfig, folder: Path, label: str) -> None:
@@ -129,8 +128,7 @@ def draw(config: StudyConfig, specs: Specs, generator: TrainConfig, workdir: Pat
   folder = workdir / 'generator'
   sampling = config.sampling
   objective = make_objective(generator.objective)
-  model = {k: v for k, v in generator.model.items() if k != 'init'}
-  model_config: Any = build(objective.ModelConfig, model, 'config.model')
+  model_config: Any = build(objective.ModelConfig, generator.model_fields, 'config.model')
   skeleton = Skeleton(lambda rngs: objective.create_model(model_config, rngs))
   params = load_params(folder, averaged=True)
   tokenizer = load_tokenizer(folder / 'tokenizer')

@@ -125,3 +125,8 @@ class TrainConfig:
   def __post_init__(self) -> None:
     for name in ('steps', 'batch_size', 'log_every'):
       require(getattr(self, name) >= 1, f'config.{name}', 'must be 1 or more')
+
+  @property
+  def model_fields(self) -> dict[str, Any]:
+    """The fields of the objective's model config: `model` without `init`."""
+    return {name: value for name, value in self.model.items() if name != 'init'}

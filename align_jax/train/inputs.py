@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from align_jax.data.images import ImageError, decode_image
-from align_jax.data.pipeline import Part, train_iterator
+from align_jax.data.pipeline import Part, local_batch, train_iterator
 from align_jax.data.quarantine import Quarantine
 from align_jax.data.sources import Source, open_as, open_source, pair_ids, pair_index
 from align_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -88,7 +88,7 @@ def make_iterator(inputs: Inputs, config: TrainConfig, workdir: Path) -> Any:
   process = jax.process_index()
   return train_iterator(
     inputs.parts,
-    batch_size=config.batch_size // jax.process_count(),
+    batch_size=local_batch(config.batch_size, jax.process_count()),
     length=config.data.length,
     tokenizer=inputs.tokenizer,
     transform=inputs.transform,

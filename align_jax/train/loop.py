@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from align_jax.config import build
+from align_jax.data.pipeline import local_batch
 from align_jax.errors import UserError
 from align_jax.files import write_file
 from align_jax.models.flat import Params, Skeleton, count
@@ -54,17 +55,15 @@ def train(
   # 1. Check everything that can be wrong while it costs nothing.
   mesh = make_mesh(config.mesh)
   check_batch(config.batch_size, mesh)
-  if config.batch_size % jax.process_count():
-    raise UserError(f'config.batch_size: not divisible by {jax.process_count()} processes')
+  local_batch(config.batch_size, jax.process_count())
   if config.optimizer.accumulate > 1 and objective.batch_coupled:
     raise UserError(
       'config.optimizer.accumulate: this loss couples the examples of a batch, accumulating its '
       'gradients would silently lose negatives; set accumulate=1 and choose the batch you need'
     )
   check_resume(config, workdir)
-  model_values = dict(config.model)
-  init = init_folder(model_values.pop('init', ''))
-  model_config: Any = build(objective.ModelConfig, model_values, 'config.model')
+  init = init_folder(config.model.get('init', ''))
+  model_config: Any = build(objective.ModelConfig, config.model_fields, 'config.model')
 
   # 2. Open the data and describe the model.
   inputs = open_inputs(config, workdir, objective, model_config, init=init)
