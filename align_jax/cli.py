@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from align_jax.cache import keep_compiled_programs
-from align_jax.errors import UserError, did_you_mean
+from align_jax.errors import RESTART_EXIT_CODE, Preempted, UserError, did_you_mean
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -57,7 +57,8 @@ def _stop(message: str) -> None:
 def run(main: Callable[[], None]) -> None:
   """Runs a command entry: `cli.run(main)` in place of `app.run(main)`.
 
-  A `UserError` (or an interrupt) ends it with one line on standard error and exit code 2 (130).
+  A `UserError` (an interrupt, a notice to stop) ends it with one line on standard error and exit
+  code 2 (130, `RESTART_EXIT_CODE`).
   """
 
   def guarded(argv: list[str]) -> None:
@@ -70,6 +71,9 @@ def run(main: Callable[[], None]) -> None:
       _stop(str(error))
     except OSError as error:  # a full disk, a folder that may not be written, wherever it shows
       _stop(f'{error.filename or "file"}: {error.strerror or error}; mend that, then run it again')
+    except Preempted as notice:
+      print(notice, file=sys.stderr, flush=True)
+      sys.exit(RESTART_EXIT_CODE)
     except KeyboardInterrupt:
       print('interrupted; run the same command again to go on', file=sys.stderr)
       sys.exit(130)

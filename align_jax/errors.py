@@ -1,4 +1,4 @@
-"""The one error type that a person is meant to read."""
+"""The one error type that a person is meant to read, and what is no error at all."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,17 @@ class UserError(ValueError):
   Command entries catch it, print the line and exit with code 2 (see `cli.run`). Anything else that
   is raised is a defect of ours and keeps its traceback.
   """
+
+
+# What a process ends with after it was told to stop and has saved: run the same command again.
+# Below 128, which shells and srun use for deaths by signal; not 1 (a Python traceback) nor 2 (bad
+# input), which no restart mends; outside sysexits' 64-78. And XPK restarts a workload on 42 without
+# being asked to (its --restart-on-exit-codes adds to 42 and 127-255).
+RESTART_EXIT_CODE = 42
+
+
+class Preempted(Exception):
+  """The run was told to stop and has saved; `cli.run` ends with `RESTART_EXIT_CODE`."""
 
 
 def require(holds: bool, where: str, what: str) -> None:
