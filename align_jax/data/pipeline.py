@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -12,6 +13,7 @@ from jaxtyping import UInt8
 
 from align_jax.data.examples import Example, Part, Reader, load, partner_positions
 from align_jax.data.images import MAX_PIXELS
+from align_jax.data.position import CHUNK, Position, Start, from_state, to_state
 from align_jax.data.quarantine import Quarantine, Skipped
 from align_jax.data.record import Record
 from align_jax.data.tokenizer import Tokenizer
@@ -22,10 +24,6 @@ if TYPE_CHECKING:
   from align_jax.data.sources import Source
 else:
   Source = Any  # the shape check of the tests cannot follow a name that exists for mypy only
-
-# Examples that a thread makes at a time: hand-over between threads costs as much as decoding a
-# small picture. Part of the state's meaning, so a change breaks the resuming of older runs.
-_CHUNK = 16
 
 
 def local_batch(global_batch: int, process_count: int) -> int:
@@ -59,8 +57,9 @@ def train_iterator(
 ) -> grain.DatasetIterator:
   """Returns an endless iterator over batches of a weighted mixture of sources.
 
-  Every source is reshuffled each epoch; within an epoch the processes see disjoint records. Order
-  and augmentation depend on `seed` (and the order on the number of processes), never on `threads`.
+  Every source is reshuffled each epoch. The mixture is one stream, which the processes share out
+  chunk by chunk: no record is repeated or left out, however many they are, and were before. Order
+  and augmentation depend on `seed`, never on `threads`.
 
   A batch is a dict of NumPy arrays: `image` uint8 `[batch, size, size, 3]`; `text` int32
   `[batch, length]`, one caption drawn per example; `group` int32 `[batch]`, equal for equal
@@ -68,9 +67,10 @@ def train_iterator(
   host only; and, when any part has partners, `partner` uint8 `[batch, size, size, 3]` with a draw
   of the augmentation of its own (zeros where there is none) and `has_partner` bool `[batch]`.
 
-  `get_state()` returns a JSON-serialisable dict: `{'chunk': Grain's state, 'offset': examples
-  taken of that chunk, 'data': what the position is a position in}`; the next batch after
-  `set_state()` is the one that would have come next.
+  `get_state()` returns a JSON-serialisable dict: `{'start': …, 'positions': one for each process,
+  'data': what they are positions in}`, where only this process's position is filled in (see
+  `data.position`); `set_state()` takes it with all of them, of any number of processes. With as
+  many as before, the next batch is the one that would have come next.
 
   Args:
     parts: what to mix.
@@ -99,20 +99,16 @@ def train_iterator(
     positions = None if part.partners is None else partner_positions(part.partners)
     reader = Reader(part, transform, require_caption, max_pixels, positions)
     dataset = grain.MapDataset.range(len(part.source)).seed(_part_seed(seed, number))
-    # The generator is seeded by the position before slicing: an example's augmentation does not
+    # The generator is seeded by the position before sharing out: an example's augmentation does not
     # depend on which process makes it.
-    dataset = dataset.shuffle().repeat().random_map(reader)
-    # Sliced before mixing: a mixture takes turns by fixed rule, and every n-th of it may be all of
-    # one source.
-    datasets.append(dataset[process_index::process_count])
+    datasets.append(dataset.shuffle().repeat().random_map(reader))
   weights = [float(part.weight) for part in parts]
   mixed = datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, weights)
-  chunks = mixed.batch(_CHUNK, batch_fn=list)
   # A batch ahead, so that the next one is made while the device works on this one.
-  ahead = max(batch_size // _CHUNK + 1, 2 * threads) if threads else 0
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+  ahead = max(batch_size // CHUNK + 1, 2 * threads) if threads else 0
   return _Batches(
-    iter(chunks.to_iter_dataset(options)),
+    _Stream(mixed, process_index, process_count),
+    options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead),
     collate=_Collate(tokenizer, length, any(part.partners is not None for part in parts)),
     batch_size=batch_size,
     quarantine=quarantine,
@@ -121,7 +117,6 @@ def train_iterator(
       'records': [len(part.source) for part in parts],
       'weights': weights,
       'seed': seed,
-      'process_count': process_count,
     },
   )
 
@@ -148,7 +143,7 @@ def eval_batches(
 
   def load_chunk(start: int) -> list[tuple[Record, np.ndarray] | Skipped]:
     out: list[tuple[Record, np.ndarray] | Skipped] = []
-    for index in range(start, min(start + _CHUNK, len(source))):
+    for index in range(start, min(start + CHUNK, len(source))):
       loaded = load(source, index, max_pixels)
       if isinstance(loaded, Skipped):
         out.append(loaded)
@@ -158,7 +153,7 @@ def eval_batches(
 
   waiting: list[tuple[Record, np.ndarray]] = []
   used = 0
-  for chunk in _in_threads(load_chunk, range(0, len(source), _CHUNK), threads):
+  for chunk in _in_threads(load_chunk, range(0, len(source), CHUNK), threads):
     for loaded in chunk:
       if quarantine is not None:
         quarantine.seen()
@@ -236,6 +231,36 @@ class _Collate:
     return batch
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+  """The chunks of a mixture that one process takes."""
+
+  mixed: grain.MapDataset
+  process: int
+  processes: int
+
+  def chunks(self, start: Start, done: int, options: grain.ReadOptions) -> grain.DatasetIterator:
+    """Iterates over this process's chunks, the first `done` of them left out."""
+    own = grain.MapDataset.source(_Chunks(self.mixed, start))
+    return iter(
+      own[self.process + done * self.processes :: self.processes].to_iter_dataset(options)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+  """All chunks of a stream, by number."""
+
+  mixed: grain.MapDataset
+  start: Start
+
+  def __len__(self) -> int:
+    return sys.maxsize // (2 * CHUNK)  # no end: the sources repeat
+
+  def __getitem__(self, number: int) -> list[Example | Skipped]:
+    return [self.mixed[position] for position in self.start.examples(number)]
+
+
 class _Batches(grain.DatasetIterator):
   """Takes examples out of chunks, skips what cannot be used, and joins the rest to batches.
 
@@ -246,22 +271,25 @@ class _Batches(grain.DatasetIterator):
 
   def __init__(
     self,
-    chunks: grain.DatasetIterator,
+    stream: _Stream,
     *,
+    options: grain.ReadOptions,
     collate: _Collate,
     batch_size: int,
     quarantine: Quarantine,
     epoch: int,
     data: dict[str, Any],
   ):
-    super().__init__(chunks)
+    super().__init__()
+    self._stream = stream
+    self._options = options
     self._collate = collate
     self._batch_size = batch_size
     self._quarantine = quarantine
     self._epoch = epoch
     self._data = data
     self._skipped_in_a_row = 0
-    self._start_chunk(0)
+    self._go_to(Start(), (0, 0))
 
   def __next__(self) -> dict[str, np.ndarray]:
     self._assert_not_closed()
@@ -273,35 +301,34 @@ class _Batches(grain.DatasetIterator):
     return self._collate(examples)
 
   def get_state(self) -> dict[str, Any]:
-    return {'chunk': self._chunk_state, 'offset': self._offset, 'data': dict(self._data)}
+    positions: list[Position | None] = [None] * self._stream.processes
+    positions[self._stream.process] = (self._done, self._taken)
+    return to_state(self._start, positions) | {'data': dict(self._data)}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    try:
-      chunk, offset, data = state['chunk'], int(state['offset']), dict(state['data'])
-    except (KeyError, TypeError, ValueError) as error:
-      raise UserError('data position: not a state of this pipeline; start a new run') from error
+    start, position = from_state(state, self._stream.process, self._stream.processes)
+    data = state.get('data') or {}
     for name, value in self._data.items():
       if data.get(name) != value:
         raise UserError(
           f'data position: saved with {name} {data.get(name)}, now {value}; '
           'resume with the same data, or start in a new folder'
         )
-    self._parent.set_state(chunk)
-    self._start_chunk(offset)
+    self._go_to(start, position)
 
-  def _start_chunk(self, offset: int) -> None:
-    # The state from before the chunk: a resumed run makes the chunk again and drops its start.
-    self._chunk_state = self._parent.get_state()
+  def _go_to(self, start: Start, position: Position) -> None:
+    # a resumed run makes the chunk it was in again and drops what was taken of it
+    self._start, (self._done, self._taken) = start, position
+    self._chunks = self._stream.chunks(start, self._done, self._options)
     self._chunk: list[Example | Skipped] = []
-    self._offset = offset
 
   def _take(self) -> Example | Skipped:
     if not self._chunk:
-      self._chunk = next(self._parent)
-    example = self._chunk[self._offset]
-    self._offset += 1
-    if self._offset == len(self._chunk):
-      self._start_chunk(0)
+      self._chunk = next(self._chunks)
+    example = self._chunk[self._taken]
+    self._taken += 1
+    if self._taken == len(self._chunk):
+      self._chunk, self._done, self._taken = [], self._done + 1, 0
     return example
 
   def _counted(self, example: Example | Skipped) -> TypeGuard[Example]:
