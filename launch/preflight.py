@@ -1,0 +1,88 @@
+"""Asks the TPU compiler, with no TPU, whether a config's step fits a slice and how fast it can be.
+
+  python -m launch.preflight --config=configs/clip.py --topology=v5e:16x16 [--config.…] \
+    [--json=FILE] [--search]
+
+Compiles the very step that training would run, and prints one page: whether it fits, the bytes of
+each part, FLOPs, collectives, the roofline, the largest buffers. Needs libtpu.
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from align_jax import cli
+from align_jax.config import build
+from align_jax.errors import UserError
+from align_jax.files import write_file
+from align_jax.objectives import make_objective
+from align_jax.train.config import TrainConfig
+from align_jax.train.plan import Plan, plan
+from launch.analysis import Report, analyse
+from launch.chips import open_topology, parse_topology
+from launch.compiler import hbm_limit, prepare
+from launch.report import page, ranking, to_json
+from launch.search import advice, search
+
+_CONFIG = cli.define_config()
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'Chips to compile for: v5e:16x16, v5p:4x4x4, ….', required=True
+)
+_JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
+_SEARCH = flags.DEFINE_bool('search', False, 'Try meshes, micro-batches and rematerialisation.')
+_SEARCH_LIMIT = flags.DEFINE_integer(
+  'search_limit', 24, 'Compiles of --search at most.', lower_bound=1
+)
+
+
+def main() -> None:
+  """Compiles, prints the page, searches where asked to, writes the JSON."""
+  config = build(TrainConfig, _CONFIG.value.to_dict())
+  topology = parse_topology(_TOPOLOGY.value)
+  prepare()
+  devices = open_topology(topology)
+  limit = hbm_limit(devices) or (topology.chip.hbm if topology.chip else 0)
+
+  def look(config: TrainConfig, stand_in: bool) -> Report:
+    planner = functools.partial(_plan, config)
+    return analyse(planner, topology, devices, limit, stand_in=stand_in)
+
+  name = _config_name()
+  say(f'compiling for {topology.name}')
+  report = look(config, True)
+  tries = advice(config, report)
+  print(page(report, name, tries))
+  found = None
+  if _SEARCH.value:
+    if topology.chip is None:
+      raise UserError('--search: ranks by projected time, and this chip has no figures here')
+    found = search(
+      config, len(devices), lambda c: look(c, False), limit=_SEARCH_LIMIT.value, say=say
+    )
+    print('\n' + ranking(found))
+  if _JSON.value:
+    values = to_json(report, name, tries, found)
+    write_file(Path(_JSON.value), json.dumps(values, indent=2) + '\n')
+
+
+def _plan(config: TrainConfig, devices: list[jax.Device]) -> Plan:
+  return plan(config, make_objective(config.objective), devices)
+
+
+def _config_name() -> str:
+  """The config file as it was given."""
+  return config_flags.get_config_filename(flags.FLAGS['config'])
+
+
+def say(text: str) -> None:
+  """Progress, beside the page on standard output."""
+  print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+  cli.run(main)
