@@ -2,7 +2,8 @@
 
   python -m align_jax.main --config=configs/clip.py --workdir=runs/clip [--config.steps=500]
 
-Running the same command again goes on where the last one stopped.
+Running the same command again goes on where the last one stopped. Several processes become one run,
+see docs/launching.md.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from align_jax.errors import UserError
 from align_jax.evaluation.tasks import EvalData, evaluate, find_task
 from align_jax.models.flat import Params
 from align_jax.objectives import make_objective
+from align_jax.parallel.distributed import DistributedConfig, initialize
 from align_jax.train.config import TrainConfig
 from align_jax.train.loop import train
 
@@ -26,10 +28,23 @@ _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run folder: checkpoints, metrics, tokenizer.', required=True
 )
+_COORDINATOR = flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, if it must be said.')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'Processes of this run.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+_HEARTBEAT = flags.DEFINE_integer(
+  'heartbeat_seconds', 60, 'Silence after which one counts as dead.'
+)
+_START = flags.DEFINE_integer('start_seconds', 300, 'Processes wait so long for each other.')
 
 
 def main() -> None:
   """Reads the config, trains, evaluates on the way where the config says so."""
+  # before anything asks JAX for its devices
+  initialize(
+    DistributedConfig(
+      _COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value, _START.value
+    )
+  )
   config = build(TrainConfig, _CONFIG.value.to_dict())
   workdir = Path(_WORKDIR.value)
   objective = make_objective(config.objective)

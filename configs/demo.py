@@ -117,7 +117,7 @@ def aligned(
     'objective': {'name': 'gmail', 'form': form, 'text_weight': text_weight},
     # images without a real partner can take part in the text term alone
     'data': {'real': '{real}', 'generated': '{generated}' if text_weight else '{paired}'},
-    'optimizer': {'lr': 2e-3, 'weight_decay': 0.01},
+    'optimizer': {'weight_decay': 0.01},
   }
   use = {
     'model': model,

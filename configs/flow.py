@@ -61,4 +61,14 @@ def get_config() -> ConfigDict:
   )
   config.checkpoint = ConfigDict({'every': 300, 'keep': 1})
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
+  config.compute = ConfigDict(
+    {
+      'scan': False,
+      'remat': 'none',
+      'micro_batch': 0,
+      'loss': 'plain',
+      'rows': 0,
+      'travel': 'float32',
+    }
+  )
   return config

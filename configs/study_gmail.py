@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import clip, demo
 
-BASE_IMAGES = 1500
+BASE_IMAGES = 2000
 
 
 def get_config() -> ConfigDict:
@@ -26,8 +26,10 @@ def get_config() -> ConfigDict:
   config.sampling.gap_count = 600
   config.sampling.steps = 10
   config.sampling.shards = 8
+  # as Stable Diffusion in the paper, the generator has seen far more than the arms' real images
+  config.generator.data.real = f'{config.data.real}&split=train&shuffle=0'
   config.generator.steps = 3000
-  config.base.steps = 600
+  config.base.steps = 300
   config.arm.steps = 300
   config.arms = (
     {'name': 'base', 'title': 'base, before any arm', 'stages': ()},

@@ -26,7 +26,7 @@ MAY_IMPORT = {
   'objectives': {'train', 'models', 'losses'},
   'study': {'encoder', 'objectives', 'train', 'evaluation', 'synth', 'data', 'models'},
   'encoder': {'train', 'data', 'models'},
-  'main': {'cli', 'encoder', 'objectives', 'train', 'evaluation', 'data', 'models'},
+  'main': {'cli', 'encoder', 'objectives', 'train', 'evaluation', 'data', 'models', 'parallel'},
   'evaluate': {'cli', 'encoder', 'train', 'evaluation', 'data'},
   'cli': set(),
   'config': set(),

@@ -1,9 +1,25 @@
 """Attention behind one function, so that a backend can be chosen in one place."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Bool, Float
+
+Backend = Literal['plain', 'splash', 'cudnn']
+
+# Shorter sequences have logits that fit a TPU's fast memory, and splash would pad much of them.
+_LONG = 512
+_LANES = 128  # splash works on blocks of a multiple of so many tokens
+
+
+def backend_of(platform: str) -> Backend:
+  """The backend for a JAX platform: `tpu`, `gpu` (`cuda`), or any other."""
+  if platform == 'tpu':
+    return 'splash'
+  return 'cudnn' if platform in ('gpu', 'cuda') else 'plain'
 
 
 def attend(
@@ -11,15 +27,23 @@ def attend(
   key: Float[Array, 'batch keys heads size'],
   value: Float[Array, 'batch keys heads size'],
   mask: Bool[Array, '#batch 1 #length keys'] | None = None,
+  backend: Backend = 'plain',
 ) -> Float[Array, 'batch length heads size']:
   """Returns softmax(q k / √size) v for every head; the softmax is computed in float32.
 
   Args:
     query, key, value: any head size.
     mask: True where a query may look. Every query needs a key it may look at.
+    backend: `plain` holds all logits; `splash` (TPU, long sequences without a mask) and `cudnn`
+      (16-bit numbers) do not. What a backend cannot do or is no better at, `plain` does.
 
-  Source: Vaswani et al. 2017, arXiv 1706.03762, equation 1.
+  Source: Vaswani et al. 2017, arXiv 1706.03762, equation 1; without holding the logits, Dao et al.
+    2022, arXiv 2205.14135.
   """
+  if backend == 'splash' and mask is None and min(query.shape[1], key.shape[1]) >= _LONG:
+    return splash_attention(query, key, value)
+  if backend == 'cudnn' and _fits_cudnn(query):
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation='cudnn')
   scale = query.shape[-1] ** -0.5
   # float32 out of the product itself: a bfloat16 logit of 20 is right to 0.06 only
   logits = jnp.einsum('blhd,bkhd->bhlk', query * scale, key, preferred_element_type=jnp.float32)
@@ -27,3 +51,42 @@ def attend(
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
   return jnp.einsum('bhlk,bkhd->blhd', weights, value)
+
+
+def splash_attention(
+  query: Float[Array, 'batch length heads size'],
+  key: Float[Array, 'batch keys heads size'],
+  value: Float[Array, 'batch keys heads size'],
+  *,
+  interpret: bool = False,
+) -> Float[Array, 'batch length heads size']:
+  """JAX's Pallas kernel for TPU, sequences padded to whole blocks.
+
+  Args:
+    query, key, value: any head size.
+    interpret: run the kernel on a CPU, for tests.
+  """
+  length, keys = query.shape[1], key.shape[1]
+  query = _padded(query * query.shape[-1] ** -0.5)
+  key, value = _padded(key), _padded(value)
+  mask = splash.FullMask((query.shape[2], key.shape[2]))
+  kernel = splash.make_splash_mha_single_device(
+    splash.MultiHeadMask([mask] * query.shape[1]), interpret=interpret
+  )
+  # padding is a segment of its own, which nobody of the other looks at
+  segments = splash.SegmentIds(
+    (jnp.arange(query.shape[2]) >= length).astype(jnp.int32),
+    (jnp.arange(key.shape[2]) >= keys).astype(jnp.int32),
+  )
+  out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
+  return jnp.swapaxes(out, 1, 2)[:, :length]
+
+
+def _padded(x: Float[Array, 'batch length heads size']) -> Float[Array, 'batch heads more size']:
+  x = jnp.swapaxes(x, 1, 2)
+  return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % _LANES), (0, 0)))
+
+
+def _fits_cudnn(query: Array) -> bool:
+  size = query.shape[-1]
+  return query.dtype in (jnp.bfloat16, jnp.float16) and size % 8 == 0 and size <= 128

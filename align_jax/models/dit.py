@@ -23,6 +23,7 @@ from align_jax.models.layers import (
   Mlp,
 )
 from align_jax.models.param import param
+from align_jax.models.stack import Stack
 from align_jax.models.vit import block_flops, check_heads, patchify, sincos2d
 
 _FREQUENCIES = 128  # sines and as many cosines that a time is told in
@@ -162,7 +163,7 @@ class Dit(nnx.Module):
     self.time_in = Linear((2 * _FREQUENCIES, width), ('frequency', 'embed'), rngs)
     self.time_out = Linear((width, width), ('embed', 'condition'), rngs)
     self.pooled = Linear((width, width), ('embed', 'condition'), rngs)
-    self.blocks = nnx.List([DitBlock(config.block, rngs) for _ in range(config.depth)])
+    self.blocks = Stack(lambda r: DitBlock(config.block, r), config.depth, rngs)
     zeros = nnx.initializers.zeros
     self.modulation = Linear((width, 2 * width), ('condition', 'modulation'), rngs, init=zeros)
     self.out = Linear((width, values), ('embed', 'patch'), rngs, init=zeros)
@@ -201,8 +202,7 @@ class Dit(nnx.Module):
     x = x + jnp.asarray(sincos2d((side, side), config.width), x.dtype)
     condition = self.time_out(jax.nn.silu(self.time_in(time_features(time).astype(x.dtype))))
     condition = jax.nn.silu(condition + self.pooled(context.pooled))
-    for block in self.blocks:
-      x = block(x, condition, context)
+    x = self.blocks(x, condition, context)
     shift, scale = jnp.split(self.modulation(condition), 2, axis=-1)
     x = self.out(modulated_norm(x, shift, scale, config.eps))
     out = unpatchify(x.astype(jnp.float32), config.patch)
@@ -222,7 +222,7 @@ class TextEncoder(nnx.Module):
     self.token = param(rngs, normal, (config.vocab_size, config.width), ('vocab', 'embed'))
     self.position = param(rngs, normal, (config.length, config.width), ('position', 'embed'))
     self.start = param(rngs, normal, (config.width,), ('embed',))
-    self.blocks = nnx.List([Block(config.block, None, rngs) for _ in range(config.text_depth)])
+    self.blocks = Stack(lambda r: Block(config.block, None, r), config.text_depth, rngs)
     self.norm = LayerNorm(config.width, config.eps, rngs)
 
   def __call__(self, text: Int[Array, 'batch length']) -> Context:
@@ -231,9 +231,7 @@ class TextEncoder(nnx.Module):
     start = jnp.broadcast_to(self.start[...], (batch, 1, x.shape[-1]))
     x = jnp.concatenate([start, x], axis=1).astype(self.config.dtype)
     mask = jnp.pad(text != self.config.pad_id, ((0, 0), (1, 0)), constant_values=True)
-    for block in self.blocks:
-      x = block(x, mask[:, None, None, :])
-    x = self.norm(x)
+    x = self.norm(self.blocks(x, mask[:, None, None, :]))
     total = jnp.sum(jnp.where(mask[..., None], x, 0), axis=1)
     return Context(x, mask, total / jnp.sum(mask, axis=1, keepdims=True).astype(x.dtype))
 

@@ -60,6 +60,16 @@ class DualEncoderConfig:
     return self.image.image_size
 
   @property
+  def image_flops(self) -> int:
+    """Operations of one image forward, its projection included; matrix products alone."""
+    return self.image.flops + 2 * self.image.width * self.dim
+
+  @property
+  def text_flops(self) -> int:
+    """Operations of one text forward, its projection included."""
+    return self.text.flops + 2 * self.text.width * self.dim
+
+  @property
   def vocab_size(self) -> int:
     return self.text.vocab_size
 

@@ -1,7 +1,8 @@
 """A model's parameters as one flat table: name -> array.
 
 Everything outside the models (optimiser groups, checkpoints, sharding, import and export) speaks of
-a parameter by its name, the attribute path joined by '/': `image/blocks/0/attention/qkv/kernel`.
+a parameter by its name, the attribute path joined by '/', such as
+`image/blocks/layer/attention/qkv/kernel`.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,23 +11,22 @@ from typing import Any
 import jax
 from flax import nnx
 
+from align_jax.models.layers import Attention
+from align_jax.models.stack import Execution, Stack, name_of
+
 Params = dict[str, Any]  # name -> jax.Array (or ShapeDtypeStruct)
-
-
-def _name(path: tuple) -> str:
-  return '/'.join(str(part) for part in path)
 
 
 def params_of(model: nnx.Module) -> Params:
   """Returns every parameter by name, sorted by name."""
   flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-  return dict(sorted((_name(path), variable[...]) for path, variable in flat))
+  return dict(sorted((name_of(path), variable[...]) for path, variable in flat))
 
 
 def axes_of(model: nnx.Module) -> dict[str, tuple[str | None, ...]]:
   """Returns the logical axis names of every parameter by name."""
   flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-  return {_name(path): variable.get_metadata()['axes'] for path, variable in flat}
+  return {name_of(path): variable.get_metadata()['axes'] for path, variable in flat}
 
 
 class Skeleton:
@@ -46,7 +46,9 @@ class Skeleton:
     self._graphdef: Any = graphdef
     if jax.tree.leaves(rest):
       raise TypeError('a model may hold parameters only, no other state')
-    self._leaves = [(_name(path), path, leaf) for path, leaf in nnx.to_flat_state(params)]
+    stacks = [path for path, module in nnx.iter_modules(model) if isinstance(module, Stack)]
+    self._stacks = tuple(f'{name_of(path)}/' for path in stacks)
+    self._leaves = [(name_of(path), path, leaf) for path, leaf in nnx.to_flat_state(params)]
     shapes = {name: leaf.get_value() for name, _, leaf in self._leaves}
     self.shapes: Params = dict(sorted(shapes.items()))
 
@@ -54,10 +56,27 @@ class Skeleton:
     """Creates the parameters; call it under `jit` with output shardings."""
     return params_of(self._create(nnx.Rngs(params=key)))
 
-  def bind(self, params: Mapping[str, Any]) -> Any:
-    """Returns the model holding `params`; cheap, made for use inside a traced function."""
-    flat = [(path, variable.replace(params[name])) for name, path, variable in self._leaves]
-    return nnx.merge(self._graphdef, nnx.from_flat_state(flat), {})
+  def bind(self, params: Mapping[str, Any], execution: Execution = Execution()) -> Any:
+    """Returns the model holding `params`; cheap, made for use inside a traced function.
+
+    Args:
+      params: by name, as they are kept: `execution.fetch` makes of them what layers compute with.
+      execution: how the model is to be computed.
+    """
+    flat = []
+    for name, path, variable in self._leaves:
+      value = params[name]
+      # those of blocks are fetched when their block's turn comes
+      if execution.fetch is not None and not name.startswith(self._stacks):
+        value = execution.fetch(name, value)
+      flat.append((path, variable.replace(value)))
+    model = nnx.merge(self._graphdef, nnx.from_flat_state(flat), {})
+    for path, module in nnx.iter_modules(model):
+      if isinstance(module, Stack):
+        module.execution, module.prefix = execution, f'{name_of(path)}/layer'
+      elif isinstance(module, Attention):
+        module.backend = execution.attention
+    return model
 
 
 def count(params: Mapping[str, Any]) -> int:

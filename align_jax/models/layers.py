@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from align_jax.models.adapter import Adapter, Gate, LoraConfig
-from align_jax.models.attention import attend
+from align_jax.models.attention import Backend, attend
 from align_jax.models.param import Init, param
 
 Activation = Literal['quick_gelu', 'gelu', 'gelu_tanh']
@@ -111,7 +111,11 @@ class Mlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Multi-head self-attention with one fused projection for query, key and value."""
+  """Multi-head self-attention with one fused projection for query, key and value.
+
+  Attributes:
+    backend: see `attend`; set when a model is bound to parameters.
+  """
 
   def __init__(self, config: BlockConfig, lora: LoraConfig | None, rngs: nnx.Rngs):
     lora = lora if lora is not None and 'attention' in lora.layers else None
@@ -121,6 +125,7 @@ class Attention(nnx.Module):
     self.qkv = Linear((width, 3 * width), ('embed', 'qkv'), rngs, init=init, lora=lora)
     self.out = Linear((width, width), ('heads', 'embed'), rngs, lora=lora)
     self.heads = config.heads
+    self.backend: Backend = 'plain'
 
   def __call__(
     self,
@@ -130,7 +135,7 @@ class Attention(nnx.Module):
   ) -> Float[Array, 'batch length width']:
     batch, length, width = x.shape
     qkv = self.qkv(x, gate).reshape(batch, length, 3, self.heads, width // self.heads)
-    y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask)
+    y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask, self.backend)
     return self.out(y.reshape(batch, length, width), gate)
 
 

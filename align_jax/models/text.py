@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from align_jax.errors import UserError
 from align_jax.models.layers import Activation, Block, BlockConfig, Dtype, LayerNorm
 from align_jax.models.param import param
+from align_jax.models.stack import Stack
 from align_jax.models.vit import block_flops, check_heads
 
 
@@ -66,7 +67,7 @@ class TextTransformer(nnx.Module):
     self.token = param(rngs, nnx.initializers.normal(0.02), shape, ('vocab', 'embed'))
     shape = (config.length, config.width)
     self.position = param(rngs, nnx.initializers.normal(0.01), shape, ('position', 'embed'))
-    self.blocks = nnx.List([Block(config.block, None, rngs) for _ in range(config.depth)])
+    self.blocks = Stack(lambda r: Block(config.block, None, r), config.depth, rngs)
     self.norm = LayerNorm(config.width, config.eps, rngs)
 
   def __call__(self, tokens: Int[Array, 'batch length']) -> Float[Array, 'batch width']:
@@ -83,9 +84,7 @@ class TextTransformer(nnx.Module):
       )
     x = self.token[...][tokens] + self.position[...][: tokens.shape[1]]
     x = x.astype(config.dtype)
-    mask = self._mask(tokens)
-    for block in self.blocks:
-      x = block(x, mask)
+    x = self.blocks(x, self._mask(tokens))
     if config.pool == 'mean':
       real = (tokens != config.pad_id)[..., None]
       x = self.norm(x)

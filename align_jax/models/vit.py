@@ -16,6 +16,7 @@ from align_jax.models.adapter import Gate, LoraConfig
 from align_jax.models.attention import attend
 from align_jax.models.layers import Activation, Block, BlockConfig, Dtype, LayerNorm, Linear, Mlp
 from align_jax.models.param import param
+from align_jax.models.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Vit(nnx.Module):
     )
     self.cls = param(rngs, normal, (width,), ('embed',)) if config.pool == 'cls' else None
     self.pre_norm = LayerNorm(width, config.eps, rngs) if config.pre_norm else None
-    self.blocks = nnx.List([Block(config.block, lora, rngs) for _ in range(config.depth)])
+    self.blocks = Stack(lambda r: Block(config.block, lora, r), config.depth, rngs)
     self.norm = LayerNorm(width, config.eps, rngs)
     self.head = AttentionPool(config.block, rngs) if config.pool == 'map' else None
 
@@ -142,8 +143,7 @@ class Vit(nnx.Module):
     x = x + position
     if self.pre_norm is not None:
       x = self.pre_norm(x)
-    for block in self.blocks:
-      x = block(x, None, gate)
+    x = self.blocks(x, None, gate)
     if config.pool == 'cls':
       return self.norm(x[:, 0])
     x = self.norm(x)

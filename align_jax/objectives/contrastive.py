@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from flax import nnx
 from jax import Array
 
-from align_jax.losses.contrastive import sigmoid_loss, symmetric_info_nce
+from align_jax.losses.table import Losses
 from align_jax.modality import Modality
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
 from align_jax.objectives.parts import Part, learns
@@ -50,14 +50,32 @@ class Contrastive:
   def trainable(self, name: str) -> bool:
     return learns(name, self.lock)
 
-  def loss(self, model: DualEncoder, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-    del key
+  def prepare(self, batch: Batch, key: Array) -> Batch:
+    del key  # nothing is random
+    return batch
+
+  def embed(self, model: DualEncoder, batch: Batch) -> Batch:
     modality: Array | Modality = batch['modality'] if self.route == 'modality' else 'real'
-    image = model.encode_image(batch['image'], modality)
-    text = model.encode_text(batch['text'])
+    return {
+      'image': model.encode_image(batch['image'], modality),
+      'text': model.encode_text(batch['text']),
+    }
+
+  def loss(
+    self, model: DualEncoder, outputs: Batch, batch: Batch, losses: Losses
+  ) -> tuple[Array, Metrics]:
+    image, text = outputs['image'], outputs['text']
     group = batch['group'] if self.same_caption_is_positive else None
     if self.form == 'sigmoid':
-      loss = sigmoid_loss(image, text, model.scale, model.bias, group, group)
+      loss = losses.sigmoid_loss(image, text, model.scale, model.bias, group, group)
     else:
-      loss = symmetric_info_nce(image, text, model.scale, group, group)
+      loss = losses.symmetric_info_nce(image, text, model.scale, group, group)
     return loss, {'scale': model.scale}
+
+  def flops(self, config: DualEncoderConfig) -> int:
+    image = 'image' in self.lock and 'image_projection' in self.lock
+    # a locked tower that adapters learn in passes gradients on, but none to its own weights
+    passes = 1 if image else 3
+    if image and self.route == 'modality' and config.lora is not None and 'lora' not in self.lock:
+      passes = 2
+    return passes * config.image_flops + (1 if 'text' in self.lock else 3) * config.text_flops

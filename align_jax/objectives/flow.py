@@ -9,7 +9,8 @@ from flax import nnx
 from jax import Array
 
 from align_jax.errors import UserError
-from align_jax.losses.flow import TimeDistribution, flow_loss, interpolate, sample_time
+from align_jax.losses.flow import TimeDistribution, flow_errors, interpolate, sample_time
+from align_jax.losses.table import Losses
 from align_jax.models.dit import Dit, DitConfig
 from align_jax.train.objective import Batch, Metrics
 
@@ -55,13 +56,26 @@ class Flow:
     del name
     return True
 
-  def loss(self, model: Dit, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+  def prepare(self, batch: Batch, key: Array) -> Batch:
     time_key, noise_key, drop_key = jax.random.split(key, 3)
+    count = len(batch['image'])
+    return {
+      **batch,
+      'time': sample_time(time_key, count, self.time, self.time_mean, self.time_std),
+      'noise': jax.random.normal(noise_key, batch['image'].shape, jnp.float32),
+      'dropped': jax.random.bernoulli(drop_key, self.text_dropout, (count, 1)),
+    }
+
+  def embed(self, model: Dit, batch: Batch) -> Batch:
     image = batch['image'].astype(jnp.float32) / 127.5 - 1
-    count = len(image)
-    time = sample_time(time_key, count, self.time, self.time_mean, self.time_std)
-    noise = jax.random.normal(noise_key, image.shape, jnp.float32)
-    dropped = jax.random.bernoulli(drop_key, self.text_dropout, (count, 1))
-    text = jnp.where(dropped, model.config.pad_id, batch['text'])
+    noise, time = batch['noise'], batch['time']
+    text = jnp.where(batch['dropped'], model.config.pad_id, batch['text'])
     velocity = model(interpolate(image, noise, time), time, text)
-    return flow_loss(velocity, image, noise), {}
+    return {'error': flow_errors(velocity, image, noise)}
+
+  def loss(self, model: Dit, outputs: Batch, batch: Batch, losses: Losses) -> tuple[Array, Metrics]:
+    del model, batch, losses
+    return jnp.mean(outputs['error']), {}
+
+  def flops(self, config: DitConfig) -> int:
+    return 3 * config.flops

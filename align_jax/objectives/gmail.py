@@ -9,8 +9,7 @@ from flax import nnx
 from jax import Array
 
 from align_jax.errors import UserError
-from align_jax.losses.alignment import alignment_loss
-from align_jax.losses.contrastive import info_nce
+from align_jax.losses.table import Losses
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
 from align_jax.objectives.parts import part_of
 from align_jax.train.objective import Batch, Metrics
@@ -61,15 +60,29 @@ class Gmail:
     part = part_of(name)
     return part == 'lora' or (part == 'generated_projection' and self.learn_projection)
 
-  def loss(self, model: DualEncoder, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-    del key
-    generated = model.encode_image(batch['image'], 'generated')
+  def prepare(self, batch: Batch, key: Array) -> Batch:
+    del key  # nothing is random
+    return batch
+
+  def embed(self, model: DualEncoder, batch: Batch) -> Batch:
+    outputs = {'generated': model.encode_image(batch['image'], 'generated')}
+    if self.pair_weight:
+      outputs['real'] = jax.lax.stop_gradient(model.encode_image(batch['partner'], 'real'))
+    if self.text_weight:
+      outputs['text'] = jax.lax.stop_gradient(model.encode_text(batch['text']))
+    return outputs
+
+  def loss(
+    self, model: DualEncoder, outputs: Batch, batch: Batch, losses: Losses
+  ) -> tuple[Array, Metrics]:
+    del model  # the temperature is the method's own
+    generated = outputs['generated']
     loss = jnp.zeros((), jnp.float32)
     metrics: Metrics = {}
     if self.pair_weight:
-      real = jax.lax.stop_gradient(model.encode_image(batch['partner'], 'real'))
+      real = outputs['real']
       paired = batch['has_partner']
-      pair_loss = alignment_loss(
+      pair_loss = losses.alignment_loss(
         generated, real, paired, temperature=self.temperature, form=self.form, group=batch['group']
       )
       loss += self.pair_weight * pair_loss
@@ -81,9 +94,13 @@ class Gmail:
         'paired_share': jnp.mean(paired.astype(jnp.float32)),
       }
     if self.text_weight:
-      text = jax.lax.stop_gradient(model.encode_text(batch['text']))
       group = batch['group']
-      text_loss = info_nce(generated, text, 1 / self.temperature, group, group)
+      text_loss = losses.info_nce(generated, outputs['text'], 1 / self.temperature, group, group)
       loss += self.text_weight * text_loss
       metrics['text_loss'] = text_loss
     return loss, metrics
+
+  def flops(self, config: DualEncoderConfig) -> int:
+    # the backbone passes gradients on to the adapters and has none of its own
+    partner = config.image_flops if self.pair_weight else 0
+    return 2 * config.image_flops + partner + (config.text_flops if self.text_weight else 0)

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from align_jax.errors import UserError, did_you_mean
 
 AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')  # both hold different examples
 
 # Logical axis of a parameter -> mesh axis that splits it. Axes that are not named stay whole.
 RULES: Mapping[str, str] = {
@@ -58,8 +59,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Examples are split over `data` and `fsdp`: both hold different examples."""
-  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+  """Examples are split over `data` and `fsdp`."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

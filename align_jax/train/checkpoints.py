@@ -4,6 +4,7 @@ A run folder holds `checkpoints/<step>/` with three items: `model` (all paramete
 `train` (step, random key, optimiser, moving average) and `data` (the position in it, as JSON).
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
 from align_jax.errors import UserError
 from align_jax.models.flat import Params
@@ -91,13 +93,22 @@ class Checkpoints:
     self._manager.close()
 
 
-def load_params(workdir: Path, *, averaged: bool = False, step: int | None = None) -> Params:
-  """Reads a run's parameters as NumPy arrays by name.
+def load_params(
+  workdir: Path,
+  *,
+  averaged: bool = False,
+  step: int | None = None,
+  shapes: Params | None = None,
+  shardings: Mapping[str, NamedSharding] | None = None,
+) -> Params:
+  """Reads a run's parameters by name: as NumPy arrays, or directly into shards.
 
   Args:
     workdir: a run folder.
     averaged: the moving average of the learning parameters where the run kept one.
     step: which checkpoint; None: the newest.
+    shapes, shardings: of parameters by name; those found in this very shape are restored as global
+      arrays in these shards.
 
   Raises:
     UserError: no complete checkpoint there.
@@ -110,9 +121,10 @@ def load_params(workdir: Path, *, averaged: bool = False, step: int | None = Non
     raise UserError(f'{workdir}: holds no checkpoint{which}; name the folder of a training run')
   with manager:
     at = steps[-1] if step is None else step
-    params = _read(manager, at, 'model')
+    places = _Places(shapes or {}, shardings or {})
+    params = _read(manager, at, 'model', places)
     if averaged:
-      params |= _read(manager, at, 'train').get('average') or {}
+      params |= _read(manager, at, 'train', places).get('average') or {}
   return params
 
 
@@ -129,13 +141,32 @@ def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
   )
 
 
-def _read(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str, Any]:
-  """Restores one item to host memory, whatever devices wrote it."""
+@dataclasses.dataclass(frozen=True)
+class _Places:
+  """Where parameters of these names and shapes go."""
+
+  shapes: Params
+  shardings: Mapping[str, NamedSharding]
+
+  def find(self, path: tuple, shape: tuple[int, ...]) -> NamedSharding | None:
+    name = getattr(path[-1], 'key', '')
+    fits = name in self.shapes and self.shapes[name].shape == shape
+    return self.shardings[name] if fits else None
+
+
+def _read(manager: ocp.CheckpointManager, step: int, item: str, places: _Places) -> dict[str, Any]:
+  """Restores one item, whatever devices wrote it; what has no place goes to host memory."""
   tree = dict(manager.item_metadata(step)[item].items())
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree)
-  args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
-  return jax.tree.map(np.asarray, dict(manager.restore(step, args=args)[item]))
+
+  def target(path: tuple, found: Any) -> jax.ShapeDtypeStruct:
+    place = places.find(path, found.shape) or here
+    return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=place)
+
+  wanted = jax.tree_util.tree_map_with_path(target, tree)
+  args = ocp.args.Composite(**{item: ocp.args.StandardRestore(wanted)})
+  got = dict(manager.restore(step, args=args)[item])
+  return jax.tree.map(lambda x: np.asarray(x) if x.sharding == here else x, got)
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:

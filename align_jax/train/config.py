@@ -7,6 +7,7 @@ from typing import Any, Literal
 from align_jax.errors import require
 from align_jax.parallel.mesh import MeshConfig
 from align_jax.train.optimizer import OptimizerConfig
+from align_jax.train.step import ComputeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +121,7 @@ class TrainConfig:
   checkpoint: CheckpointConfig = CheckpointConfig()
   eval: EvalConfig = EvalConfig()
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
   log_every: int = 50
 
   def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ def open_inputs(
   parts = _open_parts(data, objective)
   tokenizer = _tokenizer(data, workdir, init, [p.source for p in parts])
   _check_tokenizer(tokenizer, model)
-  if not is_under_way(workdir):
+  if not is_under_way(workdir) and jax.process_index() == 0:
     tokenizer.save(workdir / 'tokenizer')
   return Inputs(parts, tokenizer, train_transform(data, model.image_size))
 

@@ -10,21 +10,24 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
 from align_jax.config import build
 from align_jax.data.pipeline import local_batch
-from align_jax.errors import UserError
+from align_jax.errors import Preempted, UserError
 from align_jax.files import write_file
 from align_jax.models.flat import Params, Skeleton, count
 from align_jax.models.vit import fit_positions
-from align_jax.parallel.mesh import check_batch, make_mesh, put_batch
+from align_jax.parallel.mesh import put_batch
+from align_jax.train import preemption
 from align_jax.train.checkpoints import Checkpoints, load_params
 from align_jax.train.config import TrainConfig
 from align_jax.train.inputs import is_under_way, make_iterator, open_inputs
 from align_jax.train.metrics import MetricWriter, Progress
 from align_jax.train.objective import Objective
-from align_jax.train.optimizer import make_optimizer
-from align_jax.train.state import create_state, make_train_step
+from align_jax.train.plan import plan
+from align_jax.train.state import create_state, param_shardings
 
 # Metrics are read back this many steps late, so that the host never waits for the newest step.
 _LATE = 2
@@ -53,37 +56,25 @@ def train(
     UserError: anything wrong with config, data or folder; a loss that is not finite.
   """
   # 1. Check everything that can be wrong while it costs nothing.
-  mesh = make_mesh(config.mesh)
-  check_batch(config.batch_size, mesh)
+  planned = plan(config, objective)
   local_batch(config.batch_size, jax.process_count())
-  if config.optimizer.accumulate > 1 and objective.batch_coupled:
-    raise UserError(
-      'config.optimizer.accumulate: this loss couples the examples of a batch, accumulating its '
-      'gradients would silently lose negatives; set accumulate=1 and choose the batch you need'
-    )
   check_resume(config, workdir)
   init = init_folder(config.model.get('init', ''))
-  model_config: Any = build(objective.ModelConfig, config.model_fields, 'config.model')
 
-  # 2. Open the data and describe the model.
-  inputs = open_inputs(config, workdir, objective, model_config, init=init)
-  skeleton = Skeleton(lambda rngs: objective.create_model(model_config, rngs))
-  learn = {n: s for n, s in skeleton.shapes.items() if objective.trainable(n)}
-  if not learn:
-    raise UserError('config.objective: no parameter of this model learns under these settings')
-  optimizer = make_optimizer(config.optimizer, config.steps, learn)
+  # 2. Open and check the data.
+  inputs = open_inputs(config, workdir, objective, planned.model, init=init)
 
   # 3. Create the state in its shards, from given weights where there are some; then restore.
-  given = initial_params(skeleton, init) if init else None
+  shardings = param_shardings(planned.skeleton, planned.mesh, config.mesh.rules)
   state = create_state(
-    skeleton,
+    planned.skeleton,
     objective,
-    optimizer,
+    planned.optimizer,
     key=jax.random.key(config.seed),
-    mesh=mesh,
+    mesh=planned.mesh,
     rules=config.mesh.rules,
     ema=config.optimizer.ema > 0,
-    given=given,
+    given=initial_params(planned.skeleton, init, shardings) if init else None,
   )
   write_run_config(config, workdir)
   checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
@@ -93,43 +84,65 @@ def train(
     state, position = restored
     batches.set_state(position)
   start = int(state.step)
-  step_fn = make_train_step(skeleton, objective, optimizer, ema=config.optimizer.ema)
 
   # 4. Train.
-  writer = MetricWriter(workdir, resume_step=start)
-  progress = Progress(label, config.steps, start, config.batch_size)
+  first = jax.process_index() == 0
+  writer = MetricWriter(workdir, resume_step=start) if first else None
+  progress = Progress(label, config.steps, start, config.batch_size, quiet=not first)
   late = _LateMetrics()
 
   def report(until: int) -> None:
     for done, values in late.read(until):
       if done % config.log_every == 0 or done == config.steps:
         speed = progress.show(done, values['loss'])
-        writer.write(done, {**values, 'examples_per_s': speed})
+        if writer is not None:
+          writer.write(done, {**values, 'examples_per_s': speed})
 
   try:
     begins = f'goes on after step {start}' if start else 'begins'
-    shares = f'{count(learn):,} of {count(skeleton.shapes):,} parameters learn'
-    print(f'{label}: {begins}; {shares}', flush=True)
-    for step in range(start + 1, config.steps + 1):
-      batch = next(batches)
-      ids = batch.pop('ids')
-      arrays = put_batch(batch, mesh)
-      with jax.transfer_guard('disallow'):  # nothing else may travel between host and device
-        state, metrics = step_fn(state, arrays)
-      late.add(step, ids, metrics)
-      report(step - _LATE)
-      last = step == config.steps
-      # evaluated before it is saved: a kill in between repeats the step, and the evaluation
-      if evaluate is not None and (_due(step, config.eval.every) or last):
-        writer.write(step, evaluate(state.averaged_params))
-      if _due(step, config.checkpoint.every) or last:
-        report(step)  # a state with a loss that is not finite is never saved
-        # saved before the next batch is drawn: the position is that of this step
-        checkpoints.save(state, batches.get_state())
+    shares = f'{count(planned.learn):,} of {count(planned.skeleton.shapes):,} parameters learn'
+    progress.say(f'{begins}; {shares}')
+    with preemption.watch() as asked:
+      for step in range(start + 1, config.steps + 1):
+        batch = next(batches)
+        ids = batch.pop('ids')
+        arrays = put_batch(batch, planned.mesh)
+        with jax.transfer_guard('disallow'):  # nothing else may travel between host and device
+          state, metrics = planned.step(state, arrays)
+        late.add(step, ids, metrics)
+        report(step - _LATE)
+        last, told = step == config.steps, asked(step)
+        # evaluated before it is saved: a kill in between repeats the step, and the evaluation
+        if evaluate is not None and (_due(step, config.eval.every) or last) and not told:
+          values = evaluate(on_host(state.averaged_params))
+          if writer is not None:
+            writer.write(step, values)
+        if _due(step, config.checkpoint.every) or last or told:
+          report(step)  # a state with a loss that is not finite is never saved
+          # saved before the next batch is drawn: the position is that of this step
+          checkpoints.save(state, whole_position(batches.get_state()))
+        if told and not last:
+          raise Preempted(f'{label}: told to stop; saved after step {step}, goes on from there')
     return state.averaged_params
   finally:
-    writer.close()
+    if writer is not None:
+      writer.close()
     checkpoints.close()
+
+
+def on_host(params: Params) -> Params:
+  """Parameters that every process can use by itself, whatever shards they are in."""
+  if jax.process_count() == 1:
+    return params
+  return {n: multihost_utils.process_allgather(p, tiled=True) for n, p in params.items()}
+
+
+def whole_position(state: dict[str, Any]) -> dict[str, Any]:
+  """The data position with those of all processes filled in; all must call it."""
+  if jax.process_count() == 1:
+    return state
+  own = np.asarray(state['positions'][jax.process_index()], np.int64)
+  return {**state, 'positions': multihost_utils.process_allgather(own).tolist()}
 
 
 def _due(step: int, every: int) -> bool:
@@ -175,13 +188,15 @@ def init_folder(init: str) -> Path | None:
   return Path(path)
 
 
-def initial_params(skeleton: Skeleton, folder: Path) -> Params:
+def initial_params(
+  skeleton: Skeleton, folder: Path, shardings: Mapping[str, NamedSharding]
+) -> Params:
   """Weights of another run for this model; what that run lacks (adapters, say) starts fresh.
 
   A generated projection the run does not have starts as a copy of its image projection, so that
   both tracks agree at first.
   """
-  found = load_params(folder, averaged=True)
+  found = load_params(folder, averaged=True, shapes=skeleton.shapes, shardings=shardings)
   out = {}
   for name, shape in skeleton.shapes.items():
     value = found.get(name)
@@ -203,7 +218,9 @@ def initial_params(skeleton: Skeleton, folder: Path) -> Params:
 
 
 def write_run_config(config: TrainConfig, workdir: Path) -> None:
-  """Records the config in the run folder."""
+  """Records the config in the run folder; the first process does."""
+  if jax.process_index():
+    return
   text = json.dumps(dataclasses.asdict(config), indent=2, default=dict)
   write_file(workdir / 'config.json', text + '\n')
 

@@ -56,11 +56,19 @@ class MetricWriter:
 class Progress:
   """One line that says step, loss, rate and time left; a terminal sees it overwritten in place."""
 
-  def __init__(self, label: str, steps: int, start: int, examples_per_step: int):
-    self._label, self._steps, self._start = label, steps, start
+  def __init__(
+    self, label: str, steps: int, start: int, examples_per_step: int, *, quiet: bool = False
+  ):
+    """`quiet`: works out the rate and prints nothing, as all processes but the first do."""
+    self._label, self._steps, self._start, self._quiet = label, steps, start, quiet
     self._examples = examples_per_step
     self._began = time.monotonic()
     self._tty = sys.stderr.isatty()
+
+  def say(self, text: str) -> None:
+    """Prints a line of its own."""
+    if not self._quiet:
+      print(f'{self._label}: {text}', flush=True)
 
   def show(self, step: int, loss: float) -> float:
     """Prints the line; returns examples per second since the start of this process."""
@@ -68,6 +76,8 @@ class Progress:
     rate = (step - self._start) / passed
     left = (self._steps - step) / rate if rate > 0 else 0.0
     speed = rate * self._examples
+    if self._quiet:
+      return speed
     end = '\r' if self._tty and step < self._steps else '\n'
     print(
       f'{self._label}: step {step}/{self._steps}  loss {loss:.4f}  {speed:,.0f} examples/s  '

@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from flax import nnx
 from jax import Array
 
+from align_jax.losses.table import PLAIN, Losses
+
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
@@ -12,6 +14,9 @@ Metrics = dict[str, Array]
 @runtime_checkable
 class Objective(Protocol):
   """One method. Implementations are frozen dataclasses whose fields are the method's settings.
+
+  A loss is told in three parts, so that a batch of any size can be embedded a few examples at a
+  time, on any number of devices, and still be one batch to the loss (`batch_loss` joins them).
 
   Attributes:
     ModelConfig: the dataclass that `config.model` is read into.
@@ -40,6 +45,36 @@ class Objective(Protocol):
     """Whether the parameter of this name learns; the others are frozen bit for bit."""
     ...
 
-  def loss(self, model: Any, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-    """Returns the scalar loss of a batch and named scalars to log."""
+  def prepare(self, batch: Batch, key: Array) -> Batch:
+    """Adds what is drawn at random for each example, so that nothing after it is random."""
     ...
+
+  def embed(self, model: Any, batch: Batch) -> Batch:
+    """Runs the model on some examples of the batch; returns arrays with a row for each example."""
+    ...
+
+  def loss(self, model: Any, outputs: Batch, batch: Batch, losses: Losses) -> tuple[Array, Metrics]:
+    """Returns the scalar loss of the whole batch and named scalars to log.
+
+    Args:
+      model: for its scalars (temperature, bias) alone; its towers ran in `embed`.
+      outputs: of `embed`, for the whole batch.
+      batch: of `prepare`.
+      losses: the contrastive losses, plain or as a ring over the devices.
+    """
+    ...
+
+  def flops(self, config: Any) -> int:
+    """Floating-point operations of one example in `embed`, forward and backward.
+
+    Matrix products alone, 2 a multiply-add; what does not learn has no backward pass for weights.
+    """
+    ...
+
+
+def batch_loss(
+  objective: Objective, model: Any, batch: Batch, key: Array, losses: Losses = PLAIN
+) -> tuple[Array, Metrics]:
+  """The loss of a batch that is embedded at once, and named scalars to log."""
+  batch = objective.prepare(batch, key)
+  return objective.loss(model, objective.embed(model, batch), batch, losses)

@@ -76,14 +76,14 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: OptimizerConfig, steps: int, shapes: Mapping[str, Any]
+  config: OptimizerConfig, steps: int, axes: Mapping[str, tuple[str | None, ...]]
 ) -> optax.GradientTransformation:
-  """Builds the optimiser for the learning parameters `shapes` (name -> anything with `ndim`).
+  """Builds the optimiser for the learning parameters, `axes`: name -> logical axes.
 
   Raises:
     UserError: a group matches no parameter or its expression is broken; a warm-up that is too long.
   """
-  labels = {name: _group_of(name, config.groups) for name in shapes}
+  labels = {name: _group_of(name, config.groups) for name in axes}
   for index, group in enumerate(config.groups):
     if index not in labels.values():
       raise UserError(
@@ -91,12 +91,17 @@ def make_optimizer(
       )
   schedule = learning_rate(config, max(1, steps // config.accumulate))
   defaults = Group('', 1.0, None)
+  # the vectors of stacked blocks are vectors still
+  matrices = {name for name in axes if len([a for a in axes[name] if a != 'layers']) >= 2}
+
+  def decayed(params: Any) -> Any:
+    return {name: name in matrices for name in params}
 
   def rule(group: Group) -> optax.GradientTransformation:
     decay = config.weight_decay if group.weight_decay is None else group.weight_decay
     return optax.chain(
       optax.scale_by_adam(config.b1, config.b2, config.eps),
-      optax.add_decayed_weights(decay, mask=_decayed) if decay else optax.identity(),
+      optax.add_decayed_weights(decay, mask=decayed) if decay else optax.identity(),
       optax.scale_by_learning_rate(lambda count: schedule(count) * group.lr_scale),
     )
 
@@ -110,11 +115,6 @@ def make_optimizer(
   if config.accumulate > 1:
     return optax.MultiSteps(chained, config.accumulate).gradient_transformation()
   return chained
-
-
-def _decayed(params: Any) -> Any:
-  # under `partition` the parameters of other groups arrive as placeholders without dimensions
-  return {name: getattr(p, 'ndim', 0) >= 2 for name, p in params.items()}
 
 
 def _group_of(name: str, groups: tuple[Group, ...]) -> int:

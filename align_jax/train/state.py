@@ -1,4 +1,4 @@
-"""The training state and the step that moves it. Knows no method: the objective does."""
+"""The training state, each array created in its shards."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from align_jax.models.flat import Params, Skeleton
 from align_jax.parallel.mesh import param_sharding, replicated
-from align_jax.train.objective import Batch, Metrics, Objective
+from align_jax.train.objective import Objective
 
 
 @jax.tree_util.register_dataclass
@@ -71,11 +71,44 @@ def create_state(
     ema: keep a moving average.
     given: weights to start from, by name; parameters that are missing here start fresh.
   """
-  shardings = {
+  init = _init(skeleton, objective, optimizer, ema)
+  shardings = param_shardings(skeleton, mesh, rules)
+  given = {n: jax.device_put(p, shardings[n]) for n, p in (given or {}).items()}
+  shapes = jax.eval_shape(init, key, given)
+  return jax.jit(init, out_shardings=state_shardings(shapes, shardings, mesh))(key, given)
+
+
+def abstract_state(
+  skeleton: Skeleton,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  *,
+  mesh: Mesh,
+  rules: Mapping[str, str],
+  ema: bool,
+) -> TrainState:
+  """The shapes and shardings of what `create_state` creates; nothing is computed."""
+  init = _init(skeleton, objective, optimizer, ema)
+  shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), {})
+  shardings = state_shardings(shapes, param_shardings(skeleton, mesh, rules), mesh)
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
+  )
+
+
+def param_shardings(
+  skeleton: Skeleton, mesh: Mesh, rules: Mapping[str, str]
+) -> dict[str, NamedSharding]:
+  """Where each parameter is, by name."""
+  return {
     name: param_sharding(mesh, skeleton.axes[name], shape.shape, rules)
     for name, shape in skeleton.shapes.items()
   }
 
+
+def _init(
+  skeleton: Skeleton, objective: Objective, optimizer: optax.GradientTransformation, ema: bool
+) -> Callable[[Array, Params], TrainState]:
   def init(key: Array, given: Params) -> TrainState:
     params = {**skeleton.init(key), **given}
     learn = {n: p for n, p in params.items() if objective.trainable(n)}
@@ -90,9 +123,7 @@ def create_state(
       key=jax.random.key_data(jax.random.fold_in(key, 1)),
     )
 
-  given = {n: jax.device_put(p, shardings[n]) for n, p in (given or {}).items()}
-  shapes = jax.eval_shape(init, key, given)
-  return jax.jit(init, out_shardings=state_shardings(shapes, shardings, mesh))(key, given)
+  return init
 
 
 def state_shardings(shapes: TrainState, shardings: Mapping[str, Any], mesh: Mesh) -> TrainState:
@@ -109,36 +140,3 @@ def state_shardings(shapes: TrainState, shardings: Mapping[str, Any], mesh: Mesh
     return replicated(mesh)
 
   return jax.tree_util.tree_map_with_path(place, shapes)
-
-
-def make_train_step(
-  skeleton: Skeleton,
-  objective: Objective,
-  optimizer: optax.GradientTransformation,
-  *,
-  ema: float,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """Returns the jitted step `(state, batch) -> (state, metrics)`; the state is donated."""
-
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    # the key is data of the state, not a constant of the program: one compilation serves all seeds
-    step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-
-    def loss_of(learn: Params) -> tuple[Array, Metrics]:
-      return objective.loss(skeleton.bind({**state.frozen, **learn}), batch, step_key)
-
-    (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.learn)
-    updates, opt_state = optimizer.update(grads, state.optimizer, state.learn)
-    learn = optax.apply_updates(state.learn, updates)
-    average = state.average
-    if average is not None:
-      # the warm-up of the decay keeps early averages from remembering the random start
-      decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-      average = jax.tree.map(lambda a, p: a * decay + p * (1 - decay), average, learn)
-    metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads), **metrics}
-    new = dataclasses.replace(
-      state, step=state.step + 1, learn=learn, optimizer=opt_state, average=average
-    )
-    return new, metrics
-
-  return jax.jit(train_step, donate_argnums=0)

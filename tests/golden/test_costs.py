@@ -12,7 +12,8 @@ import pytest
 
 from align_jax.parallel.mesh import RULES, MeshConfig, make_mesh
 from align_jax.train.optimizer import OptimizerConfig, make_optimizer
-from align_jax.train.state import create_state, make_train_step
+from align_jax.train.state import abstract_state
+from align_jax.train.step import make_train_step
 from tests import tiny
 
 FILE = Path(__file__).parent / 'costs.json'
@@ -30,21 +31,13 @@ def step_and_shapes(name: str):
   """A method's training step, and the shapes it takes; nothing is computed."""
   objective_values, model, ema = METHODS[name]
   objective, skeleton = tiny.method(objective_values, model)
-  learn = {n: s for n, s in skeleton.shapes.items() if objective.trainable(n)}
+  learn = {n: axes for n, axes in skeleton.axes.items() if objective.trainable(n)}
   optimizer = make_optimizer(OptimizerConfig(warmup_steps=2), 10, learn)
-  create = functools.partial(
-    create_state,
-    skeleton,
-    objective,
-    optimizer,
-    mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
-    rules=RULES,
-    ema=ema > 0,
-  )
-  state = jax.eval_shape(lambda key: create(key=key), jax.random.key(0))
+  placed = {'mesh': make_mesh(MeshConfig(), jax.devices()[:1]), 'rules': RULES}
+  state = abstract_state(skeleton, objective, optimizer, **placed, ema=ema > 0)
   strip = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
   shapes = jax.tree.map(strip, (state, tiny.batch(BATCH)))
-  return make_train_step(skeleton, objective, optimizer, ema=ema), shapes
+  return make_train_step(skeleton, objective, optimizer, **placed, ema=ema), shapes
 
 
 @functools.cache

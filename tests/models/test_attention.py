@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.models.attention import attend
+from align_jax.models.attention import attend, backend_of, splash_attention
 
 
 def _qkv(size, dtype='float32', batch=2, length=5, keys=7, heads=3):
@@ -59,3 +59,30 @@ def test_bfloat16_logits_are_not_rounded():
   np.testing.assert_allclose(
     np.float32(attend(query, key, value)), 1 / (1 + np.exp(-1 / 8)), atol=2e-3
   )
+
+
+@pytest.mark.parametrize('size', [64, 72, 80])
+def test_splash_equals_the_formula_and_its_gradient(size):
+  """The TPU kernel, interpreted; 150 tokens are padded to 256."""
+  arrays = _qkv(size, batch=1, length=150, keys=140, heads=1)
+  out = splash_attention(*arrays, interpret=True)
+  np.testing.assert_allclose(out, _reference(*arrays), atol=1e-5)
+  weight = jnp.asarray(np.random.default_rng(1).normal(size=out.shape), jnp.float32)
+  got, want = (
+    jax.grad(lambda *a, fn=fn: (fn(*a) * weight).sum(), argnums=(0, 1, 2))(*arrays)
+    for fn in (lambda *a: splash_attention(*a, interpret=True), attend)
+  )
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_a_backend_that_cannot_leaves_it_to_plain():
+  short, mask = _qkv(72), jnp.ones((1, 1, 1, 7), bool)
+  np.testing.assert_array_equal(attend(*short, backend='splash'), attend(*short))
+  np.testing.assert_array_equal(attend(*short, mask, 'cudnn'), attend(*short, mask))
+  assert [backend_of(p) for p in ('tpu', 'gpu', 'cuda', 'cpu')] == [
+    'splash',
+    'cudnn',
+    'cudnn',
+    'plain',
+  ]

@@ -11,6 +11,7 @@ from align_jax.models.dit import Dit, DitConfig, unpatchify
 from align_jax.models.flat import Skeleton
 from align_jax.models.vit import patchify
 from align_jax.objectives.flow import Flow
+from align_jax.train.objective import batch_loss
 
 TINY = DitConfig(
   image_size=8,
@@ -177,7 +178,7 @@ def test_the_objective_learns_colours_from_words(fresh):
   @jax.jit
   def step(params, moments, key):
     def loss_of(params):
-      return objective.loss(skeleton.bind(params), batch, key)[0]
+      return batch_loss(objective, skeleton.bind(params), batch, key)[0]
 
     loss, grads = jax.value_and_grad(loss_of)(params)
     updates, moments = optimizer.update(grads, moments)
@@ -208,7 +209,7 @@ def test_dropping_all_text_makes_the_loss_blind_to_it():
     @jax.jit
     def loss(text):
       batch = {'image': image, 'text': text}
-      return objective.loss(skeleton.bind(params), batch, jax.random.key(1))[0]
+      return batch_loss(objective, skeleton.bind(params), batch, jax.random.key(1))[0]
 
     return float(loss(texts)), float(loss(texts[::-1]))
 

@@ -48,19 +48,17 @@ class Weights:
     }
 
   def blocks(self, ours, theirs):
-    out = {}
-    for i in range(DEPTH):
-      a, b = f'{ours}/blocks/{i}', f'{theirs}.{i}'
-      qkv = [f'{b}.self_attn.{name}_proj' for name in 'qkv']
-      out |= self.norm(f'{a}/norm1', f'{b}.layer_norm1') | self.norm(
-        f'{a}/norm2', f'{b}.layer_norm2'
-      )
-      out |= self.linear(f'{a}/attention/qkv', *qkv)
-      out |= self.linear(f'{a}/attention/out', f'{b}.self_attn.out_proj')
-      out |= self.linear(f'{a}/mlp/up', f'{b}.mlp.fc1') | self.linear(
-        f'{a}/mlp/down', f'{b}.mlp.fc2'
-      )
-    return out
+    layers = [self.block(f'{ours}/blocks/layer', f'{theirs}.{i}') for i in range(DEPTH)]
+    return {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
+
+  def block(self, a, b):
+    qkv = [f'{b}.self_attn.{name}_proj' for name in 'qkv']
+    out = self.norm(f'{a}/norm1', f'{b}.layer_norm1') | self.norm(f'{a}/norm2', f'{b}.layer_norm2')
+    out |= self.linear(f'{a}/attention/qkv', *qkv)
+    out |= self.linear(f'{a}/attention/out', f'{b}.self_attn.out_proj')
+    return out | (
+      self.linear(f'{a}/mlp/up', f'{b}.mlp.fc1') | self.linear(f'{a}/mlp/down', f'{b}.mlp.fc2')
+    )
 
   def patches(self, theirs, *, bias):
     kernel = self.state[f'{theirs}.weight'].transpose(2, 3, 1, 0)

@@ -7,6 +7,7 @@ import pytest
 
 from align_jax.errors import UserError
 from align_jax.objectives import make_objective
+from align_jax.train.objective import batch_loss
 from tests.losses import reference
 from tests.objectives import tools
 from tests.objectives.tools import BATCH, GROUP
@@ -69,7 +70,7 @@ def test_sigmoid_is_that_of_the_reference():
 def test_sigmoid_without_a_bias_is_refused():
   skeleton, params = tools.model(init_bias=None)
   with pytest.raises(UserError, match=r'config\.model\.init_bias'):
-    objective(form='sigmoid').loss(skeleton.bind(params), BATCH, jax.random.key(0))
+    batch_loss(objective(form='sigmoid'), skeleton.bind(params), BATCH, jax.random.key(0))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 
 from align_jax.models.flat import Params, Skeleton
 from align_jax.objectives.parts import part_of
-from align_jax.train.objective import Batch, Objective
+from align_jax.train.objective import Batch, Objective, batch_loss
 from tests import tiny
 
 MODEL = {**tiny.SMALL_MODEL, **tiny.TRACKS}
@@ -34,7 +34,7 @@ def model(**changes: Any) -> tuple[Skeleton, Params]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _loss(objective: Objective, skeleton: Skeleton, params: Params, batch: Batch, key: jax.Array):
-  return objective.loss(skeleton.bind(params), batch, key)
+  return batch_loss(objective, skeleton.bind(params), batch, key)
 
 
 def loss(objective: Objective, batch: Batch = BATCH, *, params: Params | None = None, key: int = 0):
@@ -47,7 +47,7 @@ def loss(objective: Objective, batch: Batch = BATCH, *, params: Params | None = 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gradients(objective: Objective, skeleton: Skeleton, params: Params, batch: Batch):
-  fn = lambda p: objective.loss(skeleton.bind(p), batch, jax.random.key(0))[0]  # noqa: E731
+  fn = lambda p: batch_loss(objective, skeleton.bind(p), batch, jax.random.key(0))[0]  # noqa: E731
   return jax.grad(fn)(params)
 
 

@@ -57,7 +57,7 @@ def test_groups_scale_the_rate_and_vectors_are_not_decayed():
     clip_norm=0.0,
     groups=(Group('^text/', lr_scale=0.5, weight_decay=0.0),),
   )
-  optimizer = make_optimizer(config, 10, params)
+  optimizer = make_optimizer(config, 10, axes_of(params))
   grads = [
     {k: jnp.asarray(rng.normal(size=p.shape), jnp.float32) for k, p in params.items()}
     for _ in range(3)
@@ -72,13 +72,27 @@ def test_groups_scale_the_rate_and_vectors_are_not_decayed():
     np.testing.assert_allclose(new[name], reference, rtol=1e-5, atol=1e-6)
 
 
+def axes_of(params):
+  return {name: ('embed', 'mlp')[: p.ndim] for name, p in params.items()}
+
+
+def test_the_vectors_of_stacked_blocks_are_not_decayed():
+  params = {'blocks/bias': jnp.ones((3, 2)), 'blocks/kernel': jnp.ones((3, 2, 2))}
+  axes = {'blocks/bias': ('layers', 'mlp'), 'blocks/kernel': ('layers', 'embed', 'mlp')}
+  optimizer = make_optimizer(OptimizerConfig(weight_decay=0.1), 10, axes)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  assert not np.any(updates['blocks/bias'])
+  assert np.all(updates['blocks/kernel'])
+
+
 def test_accumulation_equals_the_mean_gradient():
   params = {'kernel': jnp.ones((2, 2))}
   grads = [jnp.full((2, 2), v) for v in (1.0, 3.0)]
   config = OptimizerConfig(lr=0.1, schedule='constant', clip_norm=0.0)
-  one = make_optimizer(config, 10, params)
+  one = make_optimizer(config, 10, axes_of(params))
   updates, _ = one.update({'kernel': jnp.full((2, 2), 2.0)}, one.init(params), params)
-  two = make_optimizer(OptimizerConfig(**{**vars(config), 'accumulate': 2}), 20, params)
+  two = make_optimizer(OptimizerConfig(**{**vars(config), 'accumulate': 2}), 20, axes_of(params))
   state = two.init(params)
   first, state = two.update({'kernel': grads[0]}, state, params)
   second, state = two.update({'kernel': grads[1]}, state, params)
@@ -89,4 +103,4 @@ def test_accumulation_equals_the_mean_gradient():
 @pytest.mark.parametrize('match', ['^nothing', '('])
 def test_a_group_that_matches_nothing_or_is_broken_is_named(match):
   with pytest.raises(UserError, match=r'groups\[0\]\.match'):
-    make_optimizer(OptimizerConfig(groups=(Group(match),)), 10, {'kernel': jnp.ones((2, 2))})
+    make_optimizer(OptimizerConfig(groups=(Group(match),)), 10, {'kernel': ('embed', 'mlp')})

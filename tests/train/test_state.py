@@ -10,14 +10,15 @@ import pytest
 from align_jax.models.flat import Skeleton
 from align_jax.parallel.mesh import MeshConfig, make_mesh, put_batch
 from align_jax.train.optimizer import OptimizerConfig, make_optimizer
-from align_jax.train.state import create_state, make_train_step
+from align_jax.train.state import create_state
+from align_jax.train.step import make_train_step
 from tests.train.toy import ToyConfig, ToyObjective, toy_batch
 
 
 def _setup(mesh, *, ema=0.0, given=None):
   objective = ToyObjective()
   skeleton = Skeleton(functools.partial(objective.create_model, ToyConfig()))
-  learn = {n: s for n, s in skeleton.shapes.items() if objective.trainable(n)}
+  learn = {n: axes for n, axes in skeleton.axes.items() if objective.trainable(n)}
   optimizer = make_optimizer(OptimizerConfig(lr=0.05), 20, learn)
   rules = MeshConfig().rules
   state = create_state(
@@ -30,7 +31,8 @@ def _setup(mesh, *, ema=0.0, given=None):
     ema=ema > 0,
     given=given,
   )
-  return state, make_train_step(skeleton, objective, optimizer, ema=ema)
+  step = make_train_step(skeleton, objective, optimizer, mesh=mesh, rules=rules, ema=ema)
+  return state, step
 
 
 def _losses(config, devices, steps=20):

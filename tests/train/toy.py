@@ -39,10 +39,18 @@ class ToyObjective:
   def trainable(self, name):
     return name != 'shift'
 
-  def loss(self, model, batch, key):
-    noise = 0.01 * jax.random.normal(key, batch['x'].shape)
-    error = model(batch['x'] + noise) - batch['y']
+  def prepare(self, batch, key):
+    return {**batch, 'noise': 0.01 * jax.random.normal(key, batch['x'].shape)}
+
+  def embed(self, model, batch):
+    return {'error': model(batch['x'] + batch['noise']) - batch['y']}
+
+  def loss(self, model, outputs, batch, losses):
+    error = outputs['error']
     return jnp.mean(error**2), {'largest': jnp.max(jnp.abs(error))}
+
+  def flops(self, config):
+    return 3 * 2 * 2 * config.width**2
 
 
 def toy_batch(seed, size=16, width=8):

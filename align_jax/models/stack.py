@@ -1,0 +1,114 @@
+"""Blocks one after the other, as one loop over stacked parameters."""
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from align_jax.models.attention import Backend
+
+# (parameter name, its value as it is kept) -> the array that layers compute with
+Fetch = Callable[[str, Array], Array]
+Remat = Literal['none', 'dots', 'full']
+
+FETCHED = 'fetched'  # the name that a fetched parameter has for rematerialisation
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+  """How a model is computed, and never what.
+
+  Attributes:
+    scan: one loop over the blocks: a program whose size does not grow with depth. Else the loop is
+      unrolled, which small models on a CPU are quicker with.
+    remat: what the backward pass computes again: `none` nothing, `dots` all but matrix products,
+      `full` every block from its input.
+    fetch: makes parameters of what is kept of them, for instance gathers shards; None: they are
+      whole. Parameters of blocks are fetched one block at a time, forward and backward.
+    attention: see `models.attention.attend`.
+  """
+
+  scan: bool = False
+  remat: Remat = 'none'
+  fetch: Fetch | None = None
+  attention: Backend = 'plain'
+
+
+class Stack(nnx.Module):
+  """`depth` blocks of one kind; their parameters have a first axis `layers`.
+
+  Attributes:
+    layer: one block whose parameters are those of all blocks, stacked.
+    execution, prefix: see `Execution`; set when a model is bound to parameters.
+  """
+
+  def __init__(self, create: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs):
+    blocks = [nnx.split(create(rngs)) for _ in range(depth)]
+    self.depth = depth
+    self.layer = nnx.merge(blocks[0][0], _stacked([state for _, state in blocks]))
+    self.execution = Execution()
+    self.prefix = ''
+
+  def __call__(self, x: Array, *inputs: Any) -> Array:
+    """Runs `x` through the blocks, each called as `block(x, *inputs)`."""
+    graphdef, params = nnx.split(self.layer)
+    execution = self.execution
+
+    def run(x: Array, layer: Any) -> tuple[Array, None]:
+      if execution.fetch is not None:
+        layer = _fetched(layer, execution.fetch, self.prefix)
+      return nnx.merge(graphdef, layer)(x, *inputs), None
+
+    run = rematerialised(run, execution.remat, fetches=execution.fetch is not None)
+    if execution.scan:
+      return jax.lax.scan(run, x, params)[0]
+    for index in range(self.depth):
+      x, _ = run(x, jax.tree.map(operator.itemgetter(index), params))
+    return x
+
+
+def rematerialised(run: Callable, remat: Remat, *, fetches: bool) -> Callable:
+  """Returns `run` such that its backward pass computes again what `remat` says.
+
+  What was fetched is never kept for the backward pass but fetched again: kept, the gathered
+  parameters of all blocks would lie in memory at once.
+  """
+  if remat == 'none' and not fetches:
+    return run
+  policies = jax.checkpoint_policies
+  policy = {
+    'none': policies.save_anything_except_these_names(FETCHED),
+    # a parameter's cast or gather is no matrix product, so it is fetched again as well
+    'dots': policies.dots_with_no_batch_dims_saveable,
+    'full': policies.nothing_saveable,
+  }[remat]
+  return jax.checkpoint(run, policy=policy, prevent_cse=False)
+
+
+def name_of(path: tuple) -> str:
+  """The name of a parameter from the path of attributes that leads to it."""
+  return '/'.join(str(part) for part in path)
+
+
+def _stacked(states: list[Any]) -> Any:
+  flats = [nnx.to_flat_state(state) for state in states]
+  out = []
+  for leaves in zip(*flats, strict=True):
+    path, first = leaves[0]
+    value = jnp.stack([variable[...] for _, variable in leaves])
+    out.append((path, nnx.Param(value, axes=('layers', *first.get_metadata()['axes']))))
+  return nnx.from_flat_state(out)
+
+
+def _fetched(layer: Any, fetch: Fetch, prefix: str) -> Any:
+  out = []
+  for path, variable in nnx.to_flat_state(layer):
+    value = checkpoint_name(fetch(f'{prefix}/{name_of(path)}', variable.get_value()), FETCHED)
+    out.append((path, variable.replace(value)))
+  return nnx.from_flat_state(out)
