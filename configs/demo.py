@@ -103,10 +103,12 @@ def aligned(
   text_weight: float = 0.0,
   projection: str = 'dual',
   lock: tuple[str, ...] = ('image', 'image_projection', 'lora', 'generated_projection'),
+  use_steps: int = 0,
 ) -> tuple[dict, dict]:
   """GMAIL's two stages: align the generated track, then learn from both modalities through it.
 
-  The steps of an arm are shared evenly by its stages, so that every arm takes as many.
+  The steps of an arm are shared evenly by its stages, so that every arm takes as many; `use_steps`
+  is another number for the second.
   """
   model = {
     'projection': projection,
@@ -124,4 +126,4 @@ def aligned(
     'objective': {'name': 'contrastive', 'route': 'modality', 'lock': lock},
     'data': {'real': '{real}', 'generated': '{generated}'},
   }
-  return align, use
+  return align, use | ({'steps': use_steps} if use_steps else {})

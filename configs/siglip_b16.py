@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
   config.compute = ConfigDict(
     {
       'scan': True,
-      'remat': 'none',
+      'remat': 'dots',
       'micro_batch': 16,
       'loss': 'ring',
       'rows': 0,

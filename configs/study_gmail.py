@@ -85,4 +85,7 @@ def ablations() -> list[dict]:
     variant('text_term', 'text term, weight 1', text, text_weight=1.0),
     variant('single_projection', 'single projection', heads, projection='single'),
     variant('unlocked', 'all parts learn through their tracks', more, lock=()),
+    variant(
+      'unlocked_longer', 'the same, as many steps as the naive mix', more, lock=(), use_steps=300
+    ),
   ]

@@ -14,6 +14,7 @@ from align_jax.evaluation.tasks import NAMES
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 DOCSTRINGS = [
+  *(ROOT / 'launch' / name for name in ('preflight.py', 'local.py')),
   *(ROOT / 'align_jax' / name for name in ('main.py', 'evaluate.py', 'study/__main__.py')),
   ROOT / 'align_jax' / 'data' / 'convert.py',
   *sorted((ROOT / 'configs').glob('*.py')),
@@ -58,13 +59,31 @@ def flags_of(path: Path) -> set[str]:
   return names | ({'config'} if 'define_config()' in text else set())
 
 
+def check_launcher(words: list[str]) -> None:
+  """What stands before `--` in a launcher's command; tests/launch dry-runs these as well."""
+  module, *arguments = words
+  assert module_file(module).is_file(), f'no module {module}'
+  text = ''.join(path.read_text() for path in (ROOT / 'launch').glob('*.py'))
+  for argument in arguments:
+    name = argument.strip('[]').partition('=')[0]
+    assert name == '…' or f"'{name}'" in text, f'{module} has no {name}'
+
+
 def check_python(words: list[str]) -> None:
+  if '--' in words:
+    behind = words[words.index('--') + 1 :]
+    words = words[: words.index('--')]
+    if behind[:2] == ['python', '-m']:
+      check_python(behind[2:])
+  if words[0].startswith('launch.') and words[0] != 'launch.preflight':
+    check_launcher(words)
+    return
   module, *arguments = words
   path = module_file(module)
   assert path.is_file(), f'no module {module}'
   known = flags_of(path)
   # `[--config.steps=500]` is an argument that may be left out
-  given = [a.strip('[]') for a in arguments if a not in ('…', '...')]
+  given = [a.strip('[]') for a in arguments if a not in ('…', '...', '[--config.…]')]
   values = dict(a.removeprefix('--').partition('=')[::2] for a in given)
   assert all(a.startswith('--') for a in given), given
   for flag in values:
@@ -72,7 +91,7 @@ def check_python(words: list[str]) -> None:
   if 'tasks' in values:
     assert set(values['tasks'].split(',')) <= set(NAMES)
   config_path = values.get('config', '')
-  if not config_path or config_path == 'configs/NAME.py':
+  if not config_path or config_path in ('configs/NAME.py', 'configs/X.py', '…'):
     return
   assert (ROOT / config_path).is_file(), f'no file {config_path}'
   config = importlib.import_module(config_path[: -len('.py')].replace('/', '.')).get_config()

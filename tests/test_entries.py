@@ -1,14 +1,17 @@
 """Every command as a user runs it: exit codes, one line for a mistake, files left behind."""
 
 import html.parser
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from align_jax.data.shards import write_shards
 from align_jax.data.sources import open_source
 from tests import tiny
 
@@ -170,6 +173,11 @@ MISTAKES = [
   ([*CLIP, '--config.data.real=folder:{out}/none'], 'folder:{out}/none'),
   ([*CLIP, '--config.model.init=run:{out}/none'], 'config.model.init: {out}/none is not a folder'),
   ([*STUDY, '--config.data.real=folder:{out}/none'], 'folder:{out}/none?split=train'),
+  ([*CLIP, '--config.data.real=webdataset:{cut}/cut.tar'], '{cut}/cut.tar: truncated'),
+  (
+    [*CLIP, '--config.data.real=arrayrecord:{cut}/*.arrayrecord'],
+    '{cut}/shard-00000-of-00001.arrayrecord: truncated',
+  ),
   (
     [*STUDY, '--config.sampling.cuont=3'],
     "config.sampling.cuont: unknown field; did you mean 'count'?",
@@ -228,8 +236,25 @@ print(json.dumps([run(*c) for c in commands]))
 """
 
 
+def cut_short(photos, folder):
+  """A tar and a shard of the photographs, both without their last third."""
+  source = open_source(photos)
+  records = [source[i] for i in range(len(source))]
+  write_shards(records, str(folder), 1, 'CC0', 'tests')
+  with tarfile.open(folder / 'cut.tar', 'w') as tar:
+    for number, record in enumerate(records):
+      for ending, data in (('jpg', record.image), ('txt', record.captions[0].encode())):
+        member = tarfile.TarInfo(f'{number}.{ending}')
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+  for path in (folder / 'cut.tar', *folder.glob('*.arrayrecord')):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+
+
 def test_every_mistake_ends_with_code_2_and_one_line(run, photos, tmp_path):
-  names = {'run': run, 'photos': photos, 'out': tmp_path / 'out'}
+  names = {'run': run, 'photos': photos, 'out': tmp_path / 'out', 'cut': tmp_path / 'cut'}
+  cut_short(photos, names['cut'])
   commands = [[a.format(**names) for a in arguments] for arguments, _ in MISTAKES]
   done = subprocess.run(
     [sys.executable, '-W', 'ignore', '-c', _FORKS],

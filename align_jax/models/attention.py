@@ -1,12 +1,16 @@
 """Attention behind one function, so that a backend can be chosen in one place."""
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Bool, Float
+
+KEPT = 'attention'  # the name, for rematerialisation, of what of attention is dear to compute again
 
 Backend = Literal['plain', 'splash', 'cudnn']
 
@@ -49,8 +53,34 @@ def attend(
   logits = jnp.einsum('blhd,bkhd->bhlk', query * scale, key, preferred_element_type=jnp.float32)
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
-  return jnp.einsum('bhlk,bkhd->blhd', weights, value)
+  weights = _softmax(logits, query.dtype)
+  return checkpoint_name(jnp.einsum('bhlk,bkhd->blhd', weights, value), KEPT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax(
+  logits: Float[Array, 'batch heads length keys'], dtype: jnp.dtype
+) -> Float[Array, 'batch heads length keys']:
+  """Softmax of float32 logits, in `dtype`; its backward pass needs no more than that result.
+
+  JAX's own keeps the float32 weights beside the rounded ones: three times the memory in bfloat16.
+  """
+  return jax.nn.softmax(logits, axis=-1).astype(dtype)
+
+
+def _softmax_forward(logits: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+  weights = checkpoint_name(_softmax(logits, dtype), KEPT)
+  return weights, weights
+
+
+def _softmax_backward(dtype: jnp.dtype, weights: Array, gradient: Array) -> tuple[Array]:
+  del dtype
+  weights, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
+  mean = jnp.sum(weights * gradient, axis=-1, keepdims=True)
+  return (weights * (gradient - mean),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def splash_attention(
@@ -71,7 +101,9 @@ def splash_attention(
   key, value = _padded(key), _padded(value)
   mask = splash.FullMask((query.shape[2], key.shape[2]))
   kernel = splash.make_splash_mha_single_device(
-    splash.MultiHeadMask([mask] * query.shape[1]), interpret=interpret
+    splash.MultiHeadMask([mask] * query.shape[1]),
+    residual_checkpoint_name=KEPT,
+    interpret=interpret,
   )
   # padding is a segment of its own, which nobody of the other looks at
   segments = splash.SegmentIds(

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from align_jax.models.attention import Backend
+from align_jax.models.attention import KEPT, Backend
 
 # (parameter name, its value as it is kept) -> the array that layers compute with
 Fetch = Callable[[str, Array], Array]
@@ -27,8 +27,8 @@ class Execution:
   Attributes:
     scan: one loop over the blocks: a program whose size does not grow with depth. Else the loop is
       unrolled, which small models on a CPU are quicker with.
-    remat: what the backward pass computes again: `none` nothing, `dots` all but matrix products,
-      `full` every block from its input.
+    remat: what the backward pass computes again: `none` nothing, `dots` element-wise work and no
+      matrix product, `full` every block from its input.
     fetch: makes parameters of what is kept of them, for instance gathers shards; None: they are
       whole. Parameters of blocks are fetched one block at a time, forward and backward.
     attention: see `models.attention.attend`.
@@ -84,8 +84,11 @@ def rematerialised(run: Callable, remat: Remat, *, fetches: bool) -> Callable:
   policies = jax.checkpoint_policies
   policy = {
     'none': policies.save_anything_except_these_names(FETCHED),
-    # a parameter's cast or gather is no matrix product, so it is fetched again as well
-    'dots': policies.dots_with_no_batch_dims_saveable,
+    # the products with weights, and of attention its weights and result rather than its logits; a
+    # parameter's cast or gather is no matrix product, so it is fetched again as well
+    'dots': policies.save_from_both_policies(
+      policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
+    ),
     'full': policies.nothing_saveable,
   }[remat]
   return jax.checkpoint(run, policy=policy, prevent_cse=False)

@@ -18,6 +18,7 @@ from align_jax.study.page import verdict, write_page
 from align_jax.study.results import by_arm, write_metrics
 from align_jax.study.runner import run_study
 from align_jax.study.specs import split_specs
+from align_jax.study.summary import write_summary
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -26,7 +27,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main() -> None:
-  """Runs every piece that is not done, prints the table, writes metrics.json and report.html."""
+  """Runs every piece that is not done; prints the table, writes metrics, results and report."""
   config = build(StudyConfig, _CONFIG.value.to_dict())
   workdir = Path(_WORKDIR.value)
   runs, clock = run_study(config, workdir)
@@ -34,6 +35,7 @@ def main() -> None:
     specs = split_specs(config, workdir)
     write_page(workdir / 'report.html', config, specs, runs, clock.seconds)
   write_metrics(workdir / 'metrics.json', runs, sum(clock.seconds.values()))
+  write_summary(workdir, config, by_arm(runs, all_readings=True))
   print(text_table(config, by_arm(runs)))
   print(verdict(runs))
   print(f'report: {workdir / "report.html"}   numbers: {workdir / "metrics.json"}')

@@ -37,8 +37,8 @@ class ComputeConfig:
   Attributes:
     scan: the blocks of a tower as one loop, whose program does not grow with depth; else unrolled,
       which small models on a CPU are quicker with.
-    remat: what the backward pass computes again: `none`, `dots` all but matrix products, `full`
-      every block from its input.
+    remat: what the backward pass computes again: `none`, `dots` element-wise work and no matrix
+      product, `full` every block from its input.
     micro_batch: examples that a device embeds at a time (gradient caching); 0: all it has.
     loss: `plain` holds the logits of the whole batch, `ring` one block of them at a time.
     rows: of a block of the ring at a time; 0: all.

@@ -86,3 +86,19 @@ def test_a_backend_that_cannot_leaves_it_to_plain():
     'cudnn',
     'plain',
   ]
+
+
+def test_gradients_are_those_of_the_formula():
+  arrays = _qkv(64)
+  weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.float32)
+
+  def plain(query, key, value):
+    logits = jnp.einsum('blhd,bkhd->bhlk', query, key) / 8
+    return jnp.einsum('bhlk,bkhd->blhd', jax.nn.softmax(logits), value)
+
+  got, want = (
+    jax.grad(lambda *a, fn=fn: (fn(*a) * weight).sum(), argnums=(0, 1, 2))(*arrays)
+    for fn in (attend, plain)
+  )
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)

@@ -1,0 +1,39 @@
+"""The tables and the plot of a study's results, from numbers alone."""
+
+import numpy as np
+
+from align_jax.config import build
+from align_jax.evaluation.report import METRICS
+from align_jax.study.config import StudyConfig
+from align_jax.study.summary import COLUMNS, tables, write_summary
+from configs import study_gmail
+
+
+def study():
+  config = build(StudyConfig, study_gmail.get_config().to_dict())
+  values = {}
+  for number, arm in enumerate(config.arms):
+    for reading in arm.readings:
+      row = arm.name if len(arm.readings) == 1 else f'{arm.name} ({reading})'
+      values[row] = {key: [0.1 + 0.01 * number, 0.2, 0.3] for key in COLUMNS}
+  return config, values
+
+
+def test_tables_hold_every_arm_with_mean_and_spread():
+  config, values = study()
+  lines = tables(config, values).splitlines()
+  for arm in config.arms:
+    assert sum(line.startswith(f'| {arm.title} |') for line in lines) == 1
+  found = next(line for line in lines if line.startswith('| real only |'))
+  seeds = 100 * np.array([0.11, 0.2, 0.3])
+  assert f'| {seeds.mean():.1f} ± {seeds.std(ddof=1):.1f} |' in found
+  assert sum('aligned_encoder' in line for line in lines) == sum(
+    len(arm.readings) > 1 for arm in config.arms
+  )
+  assert METRICS[COLUMNS[0]].label in lines[2]
+
+
+def test_files_are_written(tmp_path):
+  write_summary(tmp_path, *study())
+  assert (tmp_path / 'results.md').read_text().count('### ') == 7
+  assert (tmp_path / 'results.png').read_bytes().startswith(b'\x89PNG')
