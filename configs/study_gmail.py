@@ -3,7 +3,7 @@
   make study
   (python -m align_jax.study --config=configs/study_gmail.py --workdir=runs/study_gmail)
 
-Three seeds, 17 arms; two hours on 2 CPU cores, each piece kept as soon as it is done. What came out
+Three seeds, 18 arms; two hours on 2 CPU cores, each piece kept as soon as it is done. What came out
 of it stands in docs/results.md.
 """
 
