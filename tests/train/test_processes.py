@@ -1,6 +1,7 @@
 """Several real processes are one run: over loopback, through signals, with other numbers."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,14 +109,21 @@ def test_two_processes_train_what_one_does(photos, whole, tmp_path):
   )
 
 
-def test_told_to_stop_and_killed_it_ends_as_if_it_never_was(photos, whole, tmp_path):
-  process = start(photos, tmp_path, 2, 2)
-  wait_for_step(tmp_path, 3, process)
+@pytest.fixture(scope='module')
+def stopped(photos, tmp_path_factory):
+  """Two processes of two devices each, told to stop on the way."""
+  folder = tmp_path_factory.mktemp('stopped')
+  process = start(photos, folder, 2, 2)
+  wait_for_step(folder, 3, process)
   process.send_signal(signal.SIGTERM)
   code, out = finish(process)
   assert code == RESTART_EXIT_CODE, out
   assert 'told to stop; saved after step' in out
+  return folder
 
+
+def test_told_to_stop_and_killed_it_ends_as_if_it_never_was(photos, whole, stopped, tmp_path):
+  shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
   process = start(photos, tmp_path, 2, 2)
   wait_for_step(tmp_path, 14, process)
   os.kill(int((tmp_path / 'pid-1').read_text()), signal.SIGKILL)
@@ -131,12 +139,9 @@ def test_told_to_stop_and_killed_it_ends_as_if_it_never_was(photos, whole, tmp_p
 
 @pytest.mark.parametrize(('processes', 'devices', 'fsdp'), [(1, 1, 1), (1, 4, 4), (4, 1, 2)])
 def test_goes_on_with_other_processes_and_another_mesh(
-  photos, whole, tmp_path, processes, devices, fsdp
+  photos, whole, stopped, tmp_path, processes, devices, fsdp
 ):
-  process = start(photos, tmp_path, 2, 2)
-  wait_for_step(tmp_path, 5, process)
-  process.send_signal(signal.SIGTERM)
-  assert finish(process)[0] == RESTART_EXIT_CODE
+  shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
   code, out = finish(start(photos, tmp_path, processes, devices, fsdp))
   assert code == 0, out
   got, want = losses(tmp_path), losses(whole)

@@ -67,15 +67,21 @@ def losses(
   return np.asarray(out)
 
 
-MESHES = [(2, 1, 1), (1, 4, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
+MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+FEWER = [(2, 1, 1), (1, 4, 1)]
 RING = ComputeConfig(loss='ring', rows=1)
 CACHED = ComputeConfig(micro_batch=1)
 SCAN = ComputeConfig(scan=True, remat='full')
 ALL = ComputeConfig(scan=True, remat='dots', micro_batch=2, loss='ring', rows=1)
 
 
-@pytest.mark.parametrize('method', ['contrastive', 'gmail', 'flow'])
-@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize(
+  ('method', 'mesh'),
+  [
+    *((method, mesh) for mesh in MESHES for method in ('contrastive', 'gmail', 'flow')),
+    *(('contrastive', mesh) for mesh in FEWER),
+  ],
+)
 def test_sharded_equals_unsharded(method, mesh):
   np.testing.assert_allclose(losses(method, mesh), losses(method), rtol=1e-5)
 
@@ -88,7 +94,6 @@ def test_sharded_equals_unsharded(method, mesh):
     ('gmail', (2, 4, 1), RING),
     ('contrastive', (1, 1, 1), CACHED),
     ('gmail', (2, 1, 1), CACHED),
-    ('flow', (2, 1, 1), CACHED),
     ('contrastive', (1, 1, 1), SCAN),
     ('contrastive', (2, 2, 2), ALL),
     ('sigmoid', (1, 4, 1), ALL),
