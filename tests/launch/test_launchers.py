@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from align_jax.errors import UserError
-from align_jax.parallel.distributed import RESTART_EXIT_CODE
+from align_jax.errors import RESTART_EXIT_CODE, UserError
 from launch import gke, local, slurm, tpu_slices, tpu_vm
 from tests.launch.dry import COMMAND, GKE, PLACE, SLURM, XPK, dry_run
 

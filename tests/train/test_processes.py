@@ -18,7 +18,7 @@ from tests import tiny
 STEPS = 24
 # a process's share of the batch is a chunk of the stream, so that any number of processes draws
 # the same batches (tests/data/test_position.py)
-BATCH = 32
+BATCH = 64
 
 SCRIPT = """
 import os, sys
@@ -53,7 +53,7 @@ def config(photos, fsdp):
     log_every=1,
     model=tiny.SMALL_MODEL,
     mesh={'data': -1, 'fsdp': fsdp},
-    compute={'loss': 'ring', 'micro_batch': 4},
+    compute={'loss': 'ring', 'micro_batch': 8},
     checkpoint={'every': 8, 'keep': 5},
   )
 
@@ -68,6 +68,7 @@ def start(photos, folder, processes, devices, fsdp=2):
   command += [f'--devices={devices}', '--grace_seconds=20', '--']
   command += [sys.executable, '-c', SCRIPT, photos, str(folder), str(fsdp)]
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.getcwd()}
+  environment['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling is most of the work
   return subprocess.Popen(
     command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
   )
@@ -137,7 +138,7 @@ def test_told_to_stop_and_killed_it_ends_as_if_it_never_was(photos, whole, stopp
   assert losses(tmp_path) == losses(whole)
 
 
-@pytest.mark.parametrize(('processes', 'devices', 'fsdp'), [(1, 1, 1), (1, 4, 4), (4, 1, 2)])
+@pytest.mark.parametrize(('processes', 'devices', 'fsdp'), [(1, 4, 4), (4, 1, 2)])
 def test_goes_on_with_other_processes_and_another_mesh(
   photos, whole, stopped, tmp_path, processes, devices, fsdp
 ):
