@@ -73,7 +73,13 @@ def get_config() -> ConfigDict:
     }
   )
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
-  config.compute = ConfigDict(
+  config.compute = compute()
+  return config
+
+
+def compute() -> ConfigDict:
+  """All at once, unrolled: what suits a small model."""
+  return ConfigDict(
     {
       'scan': False,
       'remat': 'none',
@@ -83,7 +89,6 @@ def get_config() -> ConfigDict:
       'travel': 'float32',
     }
   )
-  return config
 
 
 def dual_encoder() -> ConfigDict:

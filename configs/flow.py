@@ -61,14 +61,5 @@ def get_config() -> ConfigDict:
   )
   config.checkpoint = ConfigDict({'every': 300, 'keep': 1})
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
-  config.compute = ConfigDict(
-    {
-      'scan': False,
-      'remat': 'none',
-      'micro_batch': 0,
-      'loss': 'plain',
-      'rows': 0,
-      'travel': 'float32',
-    }
-  )
+  config.compute = clip.compute()
   return config

@@ -8,20 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from align_jax.evaluation.plots import PALETTE
-from align_jax.evaluation.report import METRICS, Metric
+from align_jax.evaluation.report import HEADLINE, METRICS, Metric
 from align_jax.files import write_file
 from align_jax.study.config import Arm, StudyConfig
 from align_jax.study.results import Values
 
-COLUMNS = (
-  'retrieval.t2i.r1',
-  'retrieval.i2t.r1',
-  'zero_shot.top1',
-  'probe.linear',
-  'probe.knn',
-  'gap.auc',
-  'gap.paired_cosine',
-)
+_SHOWN = HEADLINE[:5]  # those where more is better
 
 
 def write_summary(folder: Path, config: StudyConfig, values: Values) -> None:
@@ -41,14 +33,14 @@ def tables(config: StudyConfig, values: Values) -> str:
   """One Markdown table for each group of arms; mean ± standard deviation over the seeds."""
   out = []
   for group in dict.fromkeys(arm.group for arm in config.arms):
-    heads = [METRICS[key].label for key in COLUMNS]
+    heads = [METRICS[key].label for key in HEADLINE]
     out += [f'### {group or "The arms"}', '', f'| arm | {" | ".join(heads)} |']
     out.append('| --- |' + ' --- |' * len(heads))
     for arm in config.arms:
       if arm.group != group:
         continue
       for row, title in _rows(arm, values):
-        cells = [_cell(values[row].get(key, ()), METRICS[key]) for key in COLUMNS]
+        cells = [_cell(values[row].get(key, ()), METRICS[key]) for key in HEADLINE]
         out.append(f'| {title} | {" | ".join(cells)} |')
     out.append('')
   return '\n'.join(out)
@@ -73,16 +65,15 @@ def _cell(found: Sequence[float], metric: Metric) -> str:
 
 def plot(config: StudyConfig, values: Values) -> Figure:
   """The headline arms by metric, every seed a dot; beside it what more generated images bring."""
-  scaling = _scaling(config, values)
   figure = Figure(figsize=(10, 4.2), layout='constrained')
   left, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
   _draw_arms(left, config, values)
-  _draw_scaling(right, scaling)
+  _draw_scaling(right, _scaling(config, values))
   return figure
 
 
 def _draw_arms(axes: Axes, config: StudyConfig, values: Values) -> None:
-  keys = COLUMNS[:5]
+  keys = _SHOWN
   arms = [arm for arm in config.arms if not arm.group and _rows(arm, values)]
   width = 0.8 / max(1, len(arms))
   for number, arm in enumerate(arms):
@@ -113,7 +104,7 @@ def _scaling(config: StudyConfig, values: Values) -> Mapping[int, Mapping[str, S
 
 def _draw_scaling(axes: Axes, scaling: Mapping[int, Mapping[str, Sequence[float]]]) -> None:
   counts = sorted(scaling)
-  for number, key in enumerate(COLUMNS[:5]):
+  for number, key in enumerate(_SHOWN):
     each = [100 * np.asarray(scaling[count][key]) for count in counts]
     spread = [e.std(ddof=1) if len(e) > 1 else 0.0 for e in each]
     axes.errorbar(

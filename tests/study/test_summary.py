@@ -3,9 +3,9 @@
 import numpy as np
 
 from align_jax.config import build
-from align_jax.evaluation.report import METRICS
+from align_jax.evaluation.report import HEADLINE, METRICS
 from align_jax.study.config import StudyConfig
-from align_jax.study.summary import COLUMNS, tables, write_summary
+from align_jax.study.summary import tables, write_summary
 from configs import study_gmail
 
 
@@ -15,7 +15,7 @@ def study():
   for number, arm in enumerate(config.arms):
     for reading in arm.readings:
       row = arm.name if len(arm.readings) == 1 else f'{arm.name} ({reading})'
-      values[row] = {key: [0.1 + 0.01 * number, 0.2, 0.3] for key in COLUMNS}
+      values[row] = {key: [0.1 + 0.01 * number, 0.2, 0.3] for key in HEADLINE}
   return config, values
 
 
@@ -30,7 +30,7 @@ def test_tables_hold_every_arm_with_mean_and_spread():
   assert sum('aligned_encoder' in line for line in lines) == sum(
     len(arm.readings) > 1 for arm in config.arms
   )
-  assert METRICS[COLUMNS[0]].label in lines[2]
+  assert METRICS[HEADLINE[0]].label in lines[2]
 
 
 def test_files_are_written(tmp_path):
