@@ -1,7 +1,6 @@
 """Blocks one after the other, as one loop over stacked parameters."""
 
 import dataclasses
-import operator
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -68,8 +67,11 @@ class Stack(nnx.Module):
     run = rematerialised(run, execution.remat, fetches=execution.fetch is not None)
     if execution.scan:
       return jax.lax.scan(run, x, params)[0]
-    for index in range(self.depth):
-      x, _ = run(x, jax.tree.map(operator.itemgetter(index), params))
+    leaves, structure = jax.tree.flatten(params)
+    # split at once: the gradient is one concatenation, where slices would be padded and added up
+    parts = [jax.lax.split(leaf, (1,) * self.depth) for leaf in leaves]
+    for layer in zip(*parts, strict=True):
+      x, _ = run(x, structure.unflatten([jnp.squeeze(leaf, 0) for leaf in layer]))
     return x
 
 
