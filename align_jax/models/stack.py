@@ -71,7 +71,7 @@ class Stack(nnx.Module):
     # split at once: the gradient is one concatenation, where slices would be padded and added up
     parts = [jax.lax.split(leaf, (1,) * self.depth) for leaf in leaves]
     for layer in zip(*parts, strict=True):
-      x, _ = run(x, structure.unflatten([jnp.squeeze(leaf, 0) for leaf in layer]))
+      x, _ = run(x, jax.tree.unflatten(structure, [jnp.squeeze(leaf, 0) for leaf in layer]))
     return x
 
 
