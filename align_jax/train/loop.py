@@ -54,6 +54,7 @@ def train(
 
   Raises:
     UserError: anything wrong with config, data or folder; a loss that is not finite.
+    Preempted: told to stop by SIGTERM, after saving.
   """
   # 1. Check everything that can be wrong while it costs nothing.
   planned = plan(config, objective)
@@ -112,7 +113,8 @@ def train(
         late.add(step, ids, metrics)
         report(step - _LATE)
         last, told = step == config.steps, asked(step)
-        # evaluated before it is saved: a kill in between repeats the step, and the evaluation
+        # evaluated before it is saved: a kill in between repeats the step, and the evaluation. Told
+        # to stop, saving comes first: the time that is left may not do for both
         if evaluate is not None and (_due(step, config.eval.every) or last) and not told:
           values = evaluate(on_host(state.averaged_params))
           if writer is not None:
