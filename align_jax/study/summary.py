@@ -64,11 +64,18 @@ def _cell(found: Sequence[float], metric: Metric) -> str:
 
 
 def plot(config: StudyConfig, values: Values) -> Figure:
-  """The headline arms by metric, every seed a dot; beside it what more generated images bring."""
+  """The headline arms by metric, every seed a dot; beside it what more generated images bring.
+
+  The second where the study has an arm with more of them.
+  """
+  scaling = _scaling(config, values)
   figure = Figure(figsize=(10, 4.2), layout='constrained')
+  if len(scaling) < 2:
+    _draw_arms(figure.subplots(), config, values)
+    return figure
   left, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
   _draw_arms(left, config, values)
-  _draw_scaling(right, _scaling(config, values))
+  _draw_scaling(right, scaling)
   return figure
 
 
@@ -117,9 +124,8 @@ def _draw_scaling(axes: Axes, scaling: Mapping[int, Mapping[str, Sequence[float]
       color=PALETTE[number],
       label=METRICS[key].label,
     )
-  if counts:
-    axes.set_xscale('log', base=2)
-    axes.set_xticks(counts, [f'{count:,}' for count in counts], fontsize=8)
-    axes.legend(fontsize=7, frameon=False)
+  axes.set_xscale('log', base=2)
+  axes.set_xticks(counts, [f'{count:,}' for count in counts], fontsize=8)
+  axes.legend(fontsize=7, frameon=False)
   axes.set_xlabel('generated images (aligned arm)')
   axes.spines[['top', 'right']].set_visible(False)

@@ -1,16 +1,17 @@
 """The tables and the plot of a study's results, from numbers alone."""
 
 import numpy as np
+import pytest
 
 from align_jax.config import build
 from align_jax.evaluation.report import HEADLINE, METRICS
 from align_jax.study.config import StudyConfig
 from align_jax.study.summary import tables, write_summary
-from configs import study_gmail
+from configs import demo, study_gmail
 
 
-def study():
-  config = build(StudyConfig, study_gmail.get_config().to_dict())
+def study(config=study_gmail):
+  config = build(StudyConfig, config.get_config().to_dict())
   values = {}
   for number, arm in enumerate(config.arms):
     for reading in arm.readings:
@@ -33,7 +34,8 @@ def test_tables_hold_every_arm_with_mean_and_spread():
   assert METRICS[HEADLINE[0]].label in lines[2]
 
 
-def test_files_are_written(tmp_path):
-  write_summary(tmp_path, *study())
-  assert (tmp_path / 'results.md').read_text().count('### ') == 7
+@pytest.mark.parametrize(('config', 'groups'), [(study_gmail, 7), (demo, 1)])
+def test_files_are_written(tmp_path, config, groups):
+  write_summary(tmp_path, *study(config))
+  assert (tmp_path / 'results.md').read_text().count('### ') == groups
   assert (tmp_path / 'results.png').read_bytes().startswith(b'\x89PNG')
