@@ -25,6 +25,8 @@ class VitConfig:
 
   Attributes:
     image_size, patch: in pixels; images are square, the size divides by the patch.
+    drop_edge: it need not: pixels at the right and lower edge that fill no patch go unseen, as in
+      the published SigLIP So400m/14 at 384 pixels.
     width, depth, heads, mlp_dim: of the transformer.
     pool: `cls` a class token (CLIP), `map` attention pooling (SigLIP), `mean`.
     positions: `learned`, or fixed `sincos2d`.
@@ -49,15 +51,17 @@ class VitConfig:
   dtype: Dtype = 'float32'
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  drop_edge: bool = False
 
   def __post_init__(self) -> None:
     where = 'config.model.image'
     if self.patch < 1 or self.image_size < 1:
       raise UserError(f'{where}: image_size and patch must be positive')
-    if self.image_size % self.patch:
+    if self.image_size % self.patch and not self.drop_edge:
       near = max(1, round(self.image_size / self.patch)) * self.patch
       raise UserError(
-        f'{where}: image_size {self.image_size} is not divisible by patch {self.patch}; use {near}'
+        f'{where}: image_size {self.image_size} is not divisible by patch {self.patch}; use {near} '
+        'or set drop_edge'
       )
     check_heads(self.width, self.heads, where)
     if self.positions == 'sincos2d':
@@ -133,8 +137,10 @@ class Vit(nnx.Module):
       gate: of the adapters, per example; None for the real track.
     """
     config = self.config
-    x = self.patch_embed(patchify(self._normalise(images), config.patch))
     grid = (images.shape[1] // config.patch, images.shape[2] // config.patch)
+    if config.drop_edge:
+      images = images[:, : grid[0] * config.patch, : grid[1] * config.patch]
+    x = self.patch_embed(patchify(self._normalise(images), config.patch))
     position = self._positions(grid).astype(x.dtype)
     if self.cls is not None:
       # CLIP adds a position to the class token as well

@@ -168,12 +168,12 @@ def test_clip_text(activation, pad):
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('activation', ['gelu_tanh', 'gelu'])
-def test_siglip_vision(activation):
+@pytest.mark.parametrize(('activation', 'size'), [('gelu_tanh', 24), ('gelu', 24), ('gelu', 29)])
+def test_siglip_vision(activation, size):
   config = transformers.SiglipVisionConfig(
     **SIZES,
     hidden_act='gelu_pytorch_tanh' if activation == 'gelu_tanh' else activation,
-    image_size=24,
+    image_size=size,
     patch_size=8,
   )
   theirs = transformers.SiglipVisionModel(config)
@@ -182,8 +182,10 @@ def test_siglip_vision(activation):
     k.rpartition('.')[2]: v for k, v in weights.state.items() if 'head.attention.in' in k
   }
   kernel, bias = attention['in_proj_weight'].T, attention['in_proj_bias']
+  # 29 pixels hold three patches of 8 and an edge that no patch sees, as 384 hold 27 of 14
+  vit = VitConfig(size, 8, **TOWER, pool='map', activation=activation, drop_edge=bool(size % 8))
   model = _model(
-    _config(VitConfig(24, 8, **TOWER, pool='map', activation=activation), dim=WIDTH),
+    _config(vit, dim=WIDTH),
     weights.patches('embeddings.patch_embedding', bias=True),
     {'image/position': weights.state['embeddings.position_embedding.weight']},
     weights.blocks('image', 'encoder.layers'),
@@ -202,7 +204,7 @@ def test_siglip_vision(activation):
     # SigLIP's image tower ends without a projection
     {'image_projection/kernel': np.eye(WIDTH, dtype=np.float32)},
   )
-  images, pixels = _images(24)
+  images, pixels = _images(size)
   expected = _unit(theirs(pixels).pooler_output)
   np.testing.assert_allclose(
     tiny.call(model, 'encode_image', jnp.asarray(images)), expected, atol=1e-4
