@@ -8,9 +8,11 @@ from typing import Any
 import jax
 
 from align_jax.errors import UserError
-from align_jax.train.plan import Plan
+from align_jax.objectives import make_objective
+from align_jax.train.config import TrainConfig
+from align_jax.train.plan import Plan, plan
 from launch.chips import Topology, open_topology, parse_topology
-from launch.compiler import Memory, Oversized, bytes_per_device, compile_step, memory
+from launch.compiler import Memory, Oversized, bytes_per_device, compile_step, hbm_limit, memory
 from launch.hlo import parse
 from launch.hlo_costs import Cost, Counter
 from launch.hlo_memory import Buffer, largest_buffers
@@ -73,6 +75,23 @@ class Report:
     return self.cost.flops * self.devices if self.cost else None
 
 
+def look(config: TrainConfig, topology: Topology, *, stand_in: bool = True) -> Report:
+  """What a config's step needs on a topology; `compiler.prepare` comes first.
+
+  Args:
+    config: the experiment.
+    topology: the slice.
+    stand_in: see `analyse`.
+  """
+  devices = open_topology(topology)
+  limit = hbm_limit(devices) or (topology.chip.hbm if topology.chip else 0)
+
+  def planner(devices: list[jax.Device]) -> Plan:
+    return plan(config, make_objective(config.objective), devices)
+
+  return analyse(planner, topology, devices, limit, stand_in=stand_in)
+
+
 def analyse(
   planner: Planner,
   topology: Topology,
@@ -91,9 +110,9 @@ def analyse(
     stand_in: a step that does not fit is compiled once more, for a chip that has room, to see
       which arrays are large.
   """
-  plan = planner(devices)
+  planned = planner(devices)
   begin = time.monotonic()
-  compiled = compile_step(plan.step, plan.state, plan.batch)
+  compiled = compile_step(planned.step, planned.state, planned.batch)
   found: Memory | None = None
   instead = ''
   if isinstance(compiled, Oversized):
@@ -110,19 +129,19 @@ def analyse(
       flops=cost.flops,
       traffic=cost.traffic,
       moved=cost.moved,
-      model_flops=plan.flops / len(devices),
+      model_flops=planned.flops / len(devices),
     )
   return Report(
     topology=topology,
     devices=len(devices),
-    mesh=dict(plan.mesh.shape),
+    mesh=dict(planned.mesh.shape),
     fits=found is not None and found.peak + found.code <= limit,
     limit=limit,
     peak=peak,
-    held=held(plan),
+    held=held(planned),
     memory=found,
     cost=cost,
-    model_flops=float(plan.flops),
+    model_flops=float(planned.flops),
     roofline=bound,
     buffers=buffers,
     stand_in=instead,
@@ -138,14 +157,14 @@ def count(compiled: Any) -> tuple[Cost, tuple[Buffer, ...]]:
   return cost, tuple(largest_buffers(module, counter.scheduled))
 
 
-def held(plan: Plan) -> dict[str, int]:
+def held(planned: Plan) -> dict[str, int]:
   """Bytes per device of state and batch."""
-  state = plan.state
+  state = planned.state
   parts = {
     'parameters': (state.learn, state.frozen),
     'optimizer': state.optimizer,
     'average': state.average,
-    'batch': plan.batch,
+    'batch': planned.batch,
   }
   return {name: bytes_per_device(part) for name, part in parts.items()}
 
@@ -156,8 +175,8 @@ def _elsewhere(planner: Planner, devices: int) -> tuple[Any, str]:
     return None, ''
   topology = parse_topology(f'v5p:2x2x{devices // 4}')
   try:
-    plan = planner(open_topology(topology))
-    compiled = compile_step(plan.step, plan.state, plan.batch)
+    planned = planner(open_topology(topology))
+    compiled = compile_step(planned.step, planned.state, planned.batch)
   except UserError:  # a pod of that shape libtpu does not know
     return None, ''
   return (None, '') if isinstance(compiled, Oversized) else (compiled, 'v5p')

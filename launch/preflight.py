@@ -7,12 +7,10 @@ Compiles the very step that training would run, and prints one page: whether it 
 each part, FLOPs, collectives, the roofline, the largest buffers. Needs libtpu.
 """
 
-import functools
 import json
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -20,12 +18,10 @@ from align_jax import cli
 from align_jax.config import build
 from align_jax.errors import UserError
 from align_jax.files import write_file
-from align_jax.objectives import make_objective
 from align_jax.train.config import TrainConfig
-from align_jax.train.plan import Plan, plan
-from launch.analysis import Report, analyse
-from launch.chips import open_topology, parse_topology
-from launch.compiler import hbm_limit, prepare
+from launch.analysis import look
+from launch.chips import parse_topology
+from launch.compiler import prepare
 from launch.report import page, ranking, to_json
 from launch.search import advice, search
 
@@ -45,16 +41,9 @@ def main() -> None:
   config = build(TrainConfig, _CONFIG.value.to_dict())
   topology = parse_topology(_TOPOLOGY.value)
   prepare()
-  devices = open_topology(topology)
-  limit = hbm_limit(devices) or (topology.chip.hbm if topology.chip else 0)
-
-  def look(config: TrainConfig, stand_in: bool) -> Report:
-    planner = functools.partial(_plan, config)
-    return analyse(planner, topology, devices, limit, stand_in=stand_in)
-
   name = _config_name()
   say(f'compiling for {topology.name}')
-  report = look(config, True)
+  report = look(config, topology)
   tries = advice(config, report)
   print(page(report, name, tries))
   found = None
@@ -62,16 +51,16 @@ def main() -> None:
     if topology.chip is None:
       raise UserError('--search: ranks by projected time, and this chip has no figures here')
     found = search(
-      config, len(devices), lambda c: look(c, False), limit=_SEARCH_LIMIT.value, say=say
+      config,
+      report.devices,
+      lambda c: look(c, topology, stand_in=False),
+      limit=_SEARCH_LIMIT.value,
+      say=say,
     )
     print('\n' + ranking(found))
   if _JSON.value:
     values = to_json(report, name, tries, found)
     write_file(Path(_JSON.value), json.dumps(values, indent=2) + '\n')
-
-
-def _plan(config: TrainConfig, devices: list[jax.Device]) -> Plan:
-  return plan(config, make_objective(config.objective), devices)
 
 
 def _config_name() -> str:

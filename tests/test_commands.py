@@ -14,7 +14,7 @@ from align_jax.evaluation.tasks import NAMES
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 DOCSTRINGS = [
-  *(ROOT / 'launch' / name for name in ('preflight.py', 'local.py')),
+  *(ROOT / 'launch' / name for name in ('preflight.py', 'weak_scaling.py', 'local.py')),
   *(ROOT / 'align_jax' / name for name in ('main.py', 'evaluate.py', 'study/__main__.py')),
   ROOT / 'align_jax' / 'data' / 'convert.py',
   *sorted((ROOT / 'configs').glob('*.py')),
@@ -75,7 +75,7 @@ def check_python(words: list[str]) -> None:
     words = words[: words.index('--')]
     if behind[:2] == ['python', '-m']:
       check_python(behind[2:])
-  if words[0].startswith('launch.') and words[0] != 'launch.preflight':
+  if words[0].startswith('launch.') and words[0] not in ('launch.preflight', 'launch.weak_scaling'):
     check_launcher(words)
     return
   module, *arguments = words
@@ -93,8 +93,10 @@ def check_python(words: list[str]) -> None:
   config_path = values.get('config', '')
   if not config_path or config_path in ('configs/NAME.py', 'configs/X.py', '…'):
     return
+  config_path, _, argument = config_path.partition(':')
   assert (ROOT / config_path).is_file(), f'no file {config_path}'
-  config = importlib.import_module(config_path[: -len('.py')].replace('/', '.')).get_config()
+  module = importlib.import_module(config_path[: -len('.py')].replace('/', '.'))
+  config = module.get_config(argument) if argument else module.get_config()
   for flag in values:
     if flag.startswith('config.'):
       value: object = config

@@ -13,6 +13,7 @@ from align_jax.config import build
 from align_jax.objectives import make_objective
 from align_jax.study.config import StudyConfig
 from align_jax.train.config import TrainConfig
+from configs.siglip_large import SIZES
 
 FOLDER = Path(__file__).parent / 'configs'
 CONFIGS = Path(__file__).parent.parent.parent / 'configs'
@@ -41,6 +42,14 @@ def test_config_resolves_to_the_golden_values(name, update_golden):
     path.write_text(text)
   assert path.exists(), 'a new config: `make golden` writes its golden file'
   assert json.loads(text) == json.loads(path.read_text()), 'if the change is meant: `make golden`'
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('name', ['siglip_large', 'gmail_siglip'])
+def test_every_size_builds(name, size):
+  config = build(TrainConfig, importlib.import_module(f'configs.{name}').get_config(size).to_dict())
+  model = build(make_objective(config.objective).ModelConfig, config.model_fields, 'config.model')
+  assert model.image.width % config.mesh.fsdp == model.text.width % config.mesh.fsdp == 0
 
 
 @pytest.mark.parametrize('name', NAMES)

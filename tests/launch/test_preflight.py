@@ -16,18 +16,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import UserError
 from launch import compiler
-from launch.analysis import Report
-from launch.chips import parse_topology
-from launch.compiler import Memory, Oversized, bytes_per_device, read_refusal
-from launch.hlo_costs import Cost, Moved
-from launch.hlo_memory import Buffer
+from launch.compiler import Oversized, bytes_per_device, read_refusal
 from launch.report import page, ranking, size, to_json
-from launch.roofline import roofline
 from launch.search import Candidate, Found, advice, candidates, search
 from tests import tiny
+from tests.launch.reports import GIB, report
 
 ROOT = Path(__file__).parent.parent.parent
-GIB = 2**30
 
 
 def test_refusal_of_libtpu():
@@ -70,31 +65,6 @@ def test_bytes_per_device_are_those_of_a_shard():
     'n': jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, whole)),
   }
   assert bytes_per_device(tree) == 16 * 3 * 2 + 4
-
-
-def report(*, fits=True, peak=4 * GIB, step=1.0, mesh=(8, 1, 1), held=GIB) -> Report:
-  topology = parse_topology('v5e:2x4')
-  assert topology.chip is not None
-  cost = Cost(197e12 * step, 819e9 * step / 2, {'all-reduce': Moved(24, 3e9)}, ('jit(f)/while',))
-  names = ('data', 'fsdp', 'tensor')
-  return Report(
-    topology=topology,
-    devices=8,
-    mesh=dict(zip(names, mesh, strict=True)),
-    fits=fits,
-    limit=topology.chip.hbm,
-    peak=peak,
-    held={'parameters': held // 2, 'optimizer': held // 2, 'average': 0, 'batch': 2**20},
-    memory=Memory(held + 2**20, 0, peak - held - 2**20, 2**26, peak) if fits else None,
-    cost=cost,
-    model_flops=8 * 197e12 * 0.5 * step,
-    roofline=roofline(
-      topology.chip, flops=cost.flops, traffic=cost.traffic, moved=cost.moved, model_flops=1e14
-    ),
-    buffers=(Buffer(GIB, 'bf16[8,1024]', 2, 'jit(step)/a/dot_general', 'align_jax/x.py:7'),),
-    stand_in='' if fits else 'v5p',
-    seconds=3.0,
-  )
 
 
 def test_page_of_a_step_that_fits():
