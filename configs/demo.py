@@ -2,7 +2,7 @@
 
   make demo      (python -m align_jax.study --config=configs/demo.py --workdir=runs/demo)
 
-A base model learns from 2,000 real scenes. A generator learns from the same scenes and draws 3,500
+A base model learns from 2,000 real scenes. A generator learns from the same scenes and draws 3,000
 images: of the captions of those scenes, and of captions whose images nobody saw. Then four arms
 spend the same number of steps. Under 15 minutes on 2 CPU cores. On your own images:
 `--config.data.real=folder:DIR --config.data.held_out="{}" --config.templates=photo`.
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
       'real': clip.SCENES,
       'held_out': {'compositions': f'{clip.SCENES}&split=compositions'},
       'train_count': 2000,
-      'extra_count': 1500,
+      'extra_count': 1000,
       'test_count': 1000,
     }
   )
@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
   config.generator = generator()
   config.sampling = ConfigDict(
     {
-      'count': 3500,
-      'gap_count': 400,
+      'count': 3000,
+      'gap_count': 300,
       'steps': 8,
       'guidance': 3.0,
       'method': 'euler',
@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
 def base() -> ConfigDict:
   """The model that every arm starts from: real images alone."""
   config = clip.get_config()
-  config.steps = 500
+  config.steps = 400
   config.data.real = '{real}'
   config.checkpoint = ConfigDict({'every': 250, 'keep': 1})
   return config
@@ -79,7 +79,7 @@ def base() -> ConfigDict:
 def generator() -> ConfigDict:
   """A text-conditional rectified-flow model on the same real images."""
   config = flow.get_config()
-  config.steps = 750
+  config.steps = 600
   config.data.real = '{real}'
   return config
 
@@ -87,7 +87,7 @@ def generator() -> ConfigDict:
 def arm() -> ConfigDict:
   """What all arms share; a stage overrides it."""
   config = clip.get_config()
-  config.steps = 200
+  config.steps = 160
   config.data.real = ''
   config.optimizer.lr = 5e-4
   config.optimizer.warmup_steps = 10

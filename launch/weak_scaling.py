@@ -92,7 +92,8 @@ def read_topologies(names: Sequence[str]) -> list[Topology]:
 
 def scaling_table(points: Sequence[Point]) -> str:
   """A row for each slice; `kept` is the rate per chip against that of the smallest."""
-  rows = [('chips', 'batch', 'peak', 'compute', 'HBM', 'links', 'step', 'MFU', 'kept', 'bound')]
+  heads = ('chips', 'batch', 'peak', 'compute', 'HBM', 'links', 'step', 'MFU', 'kept', 'bound')
+  rows: list[tuple[str, ...]] = [heads]
   first = next((p.report.roofline for p in points if p.report.roofline is not None), None)
   for point in points:
     bound = point.report.roofline
