@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,9 +14,10 @@ from align_jax.errors import UserError
 from align_jax.modality import Modality
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
 from align_jax.models.flat import Params, Skeleton
+from align_jax.storage import AnyPath
 from align_jax.train.checkpoints import load_params
 from align_jax.train.config import TrainConfig
-from align_jax.train.loop import read_run_config
+from align_jax.train.run_config import read_run_config
 
 _BATCH = 256  # any number of inputs is padded to whole batches, so each tower compiles once
 
@@ -101,7 +101,7 @@ def make_encoder(config: TrainConfig, params: Params, tokenizer: Tokenizer) -> E
   return Encoder(model, params, tokenizer, transform, config.data.length)
 
 
-def load_run(workdir: Path, *, step: int | None = None) -> Encoder:
+def load_run(workdir: AnyPath, *, step: int | None = None) -> Encoder:
   """The encoder of a training run, from its newest checkpoint.
 
   Raises:

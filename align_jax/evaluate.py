@@ -8,7 +8,6 @@ import dataclasses
 import json
 import sys
 import time
-from pathlib import Path
 from typing import cast
 
 from absl import flags
@@ -19,10 +18,13 @@ from align_jax.data.sources import open_as
 from align_jax.encoder import load_run
 from align_jax.evaluation import sections
 from align_jax.evaluation.report import Curve, Curves, Report, Section, metric_table, write_report
+from align_jax.evaluation.speed import speed_section
 from align_jax.evaluation.tasks import NAMES, READINGS, Embedded, EvalData, Inference, measure
 from align_jax.files import write_file
-from align_jax.train.loop import read_run_config
+from align_jax.storage import AnyPath, open_path
 from align_jax.train.metrics import read_metrics
+from align_jax.train.run_config import read_run_config
+from align_jax.train.timing import read_starts
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run folder of training.', required=True)
 _DATA = flags.DEFINE_string('data', None, 'Source spec of held-out real images.', required=True)
@@ -42,7 +44,7 @@ _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; default: the newes
 def main() -> None:
   """Loads the run, measures, writes the numbers and the page."""
   began = time.monotonic()
-  run = Path(_CHECKPOINT.value)
+  run, output = open_path(_CHECKPOINT.value), open_path(_OUTPUT.value)
   data = EvalData(
     test=open_as('real', _DATA.value),
     generated=open_as('generated', _GENERATED.value) if _GENERATED.value else None,
@@ -62,7 +64,7 @@ def main() -> None:
     'command': sys.orig_argv,
     'versions': sections.versions(),
   }
-  write_file(_OUTPUT.value, json.dumps(content, indent=1) + '\n')
+  write_file(output, json.dumps(content, indent=1) + '\n')
   for name, value in scores.items():
     print(f'{name:32s} {value:.4f}')
   if quarantine.counts:
@@ -73,13 +75,14 @@ def main() -> None:
     print(f'report: {_REPORT.value}')
 
 
-def _report(run: Path, embedded: Embedded, scores: dict[str, float], timings) -> Report:
+def _report(run: AnyPath, embedded: Embedded, scores: dict[str, float], timings) -> Report:
   config = read_run_config(run)
   lines = read_metrics(run)
   loss = [(m['step'], m['loss']) for m in lines if m.get('loss') is not None]
   parts: list[Section] = [
     metric_table('Scores', {run.name: scores}, keys=list(scores)),
     Curves('Training', (Curve({run.name: loss}, 'Training loss.', y_label='nats'),)),
+    speed_section(lines, read_starts(run)),
   ]
   test = embedded.data.test
   if embedded.test.texts:

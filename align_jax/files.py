@@ -4,20 +4,23 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from align_jax.errors import UserError
+from align_jax.storage import TEMPORARY, AnyPath, is_remote, write_object
 
-TEMPORARY = '.tmp-'  # followed by the writer's process id
 
-
-def write_file(path: str | Path, text: str) -> None:
+def write_file(path: str | AnyPath, text: str) -> None:
   """Writes a file aside, then renames it: a reader sees the old one or the new one.
 
+  An object in a bucket is replaced in one step by itself.
+
   Raises:
-    UserError: a full or read-only disk; the old file stays.
+    UserError: a full or read-only disk, a store that does not answer; the old file stays.
   """
   path = str(path)
+  if is_remote(path):
+    write_object(path, text.encode())
+    return
   folder = os.path.dirname(path)
   temporary = os.path.join(folder, f'.{os.path.basename(path)}{TEMPORARY}{os.getpid()}')
   try:

@@ -1,10 +1,4 @@
-"""The TPU chips: what one device of a topology can do, and how libtpu is asked for it.
-
-Figures are those of the Cloud TPU documentation, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,
-tpu7x}: peak bf16 FLOP/s, HBM bandwidth, inter-chip interconnect (ICI) per chip. The documentation
-gives the ICI of both directions together; a chip sends half of it. HBM is what libtpu 0.0.42 lets
-a program use, read from its message for a program that is far too large.
-"""
+"""Slices of TPU chips: how `--topology` names one, and how libtpu is asked for it."""
 
 import dataclasses
 import math
@@ -14,67 +8,8 @@ from typing import Any
 import jax
 
 from align_jax.errors import UserError, did_you_mean
+from align_jax.parallel.chips import CHIPS, Chip
 
-_GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """One JAX device of a topology.
-
-  Attributes:
-    name: begins a topology's name, `v5e`.
-    axes: dimensions of its torus.
-    hbm: bytes a program may use.
-    flops: bf16 FLOP/s at most.
-    bandwidth: bytes/s of HBM.
-    ici: bytes/s it sends over all its links, one way.
-    largest: chips of a whole pod; libtpu ends the process over a larger slice.
-  devices: JAX devices of one chip.
-    options: what libtpu must be told beyond the name.
-  """
-
-  name: str
-  axes: int
-  hbm: int
-  flops: float
-  bandwidth: float
-  ici: float
-  largest: int
-  devices: int = 1
-  options: tuple[tuple[str, Any], ...] = ()
-
-
-CHIPS = {
-  chip.name: chip
-  for chip in (
-    Chip(
-      name='v4',
-      axes=3,
-      hbm=int(30.75 * _GIB),
-      flops=275e12,
-      bandwidth=1200e9,
-      ici=300e9,
-      largest=4096,
-      # without it libtpu shows v4's two cores as two devices; a v4 machine shows one
-      options=(('chip_config_name', 'megacore'),),
-    ),
-    Chip('v5e', 2, int(15.75 * _GIB), flops=197e12, bandwidth=819e9, ici=200e9, largest=256),
-    Chip('v5p', 3, int(95.74 * _GIB), flops=459e12, bandwidth=2765e9, ici=600e9, largest=8960),
-    Chip('v6e', 2, int(31.25 * _GIB), flops=918e12, bandwidth=1638e9, ici=400e9, largest=256),
-    Chip(
-      name='tpu7x',
-      axes=3,
-      hbm=int(94.75 * _GIB),
-      # each of its two chiplets is a device with half of what the chip has
-      flops=2307e12 / 2,
-      bandwidth=7380e9 / 2,
-      ici=600e9 / 2,
-      largest=9216,
-      devices=2,
-    ),
-  )
-}
 # other names in use for the same chips
 _ALIASES = {
   'v5litepod': 'v5e',

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from launch.chips import Chip
+from align_jax.parallel.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

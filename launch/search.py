@@ -111,7 +111,8 @@ def search(
 ) -> list[Found]:
   """Tries settings and ranks them: those that fit by projected time, then the rest by need.
 
-  What only saves more than a setting that fits on the same mesh is left out: it computes more.
+  What only saves more than a setting that fits on the same mesh is left out: it computes more. So
+  is what, by the temporaries of those compiled before, needs far more than there is.
 
   Args:
     config: the experiment.
@@ -122,10 +123,14 @@ def search(
   """
   fitting: list[Candidate] = []
   found: list[Found] = []
+  examples = _Examples()
   begin = time.monotonic()
   for candidate in candidates(config, devices):
     own = config.batch_size // (candidate.data * candidate.fsdp)
     if any(candidate.saves_more_than(other, own) for other in fitting):
+      continue
+    held = candidate.micro_batch or own
+    if examples.too_many(candidate, held):
       continue
     if len(found) == limit:
       break
@@ -135,6 +140,7 @@ def search(
       say(f'search: {candidate.flags()}: {error}')
       continue
     found.append(Found(candidate, report))
+    examples.add(candidate, held, report)
     if report.fits:
       fitting.append(candidate)
     each = (time.monotonic() - begin) / len(found)
@@ -145,6 +151,26 @@ def search(
       f'{candidate.flags()}; at most {left:.1f} min left'
     )
   return sorted(found, key=_rank)
+
+
+class _Examples:
+  """What the settings compiled so far say of how many examples a chip can hold at a time."""
+
+  def __init__(self) -> None:
+    # remat -> least bytes of temporaries for one example, over the chips that share it
+    self._each: dict[str, float] = {}
+    self._limit = 0
+
+  def add(self, candidate: Candidate, held: int, report: Report) -> None:
+    """Takes in a compiled setting that held so many examples at a time."""
+    each = report.temporaries * candidate.tensor / held
+    self._each[candidate.remat] = min(each, self._each.get(candidate.remat, each))
+    self._limit = report.limit
+
+  def too_many(self, candidate: Candidate, held: int) -> bool:
+    """Whether so many examples need at least twice what a chip has: an estimate, hence twice."""
+    each = self._each.get(candidate.remat, 0.0)
+    return each * held / candidate.tensor > 2 * self._limit
 
 
 def _rank(found: Found) -> tuple[bool, float, int]:

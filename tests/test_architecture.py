@@ -14,7 +14,7 @@ LONGEST = 400
 
 # Room -> the rooms it may import from, besides itself. Of the files beside the rooms, some serve
 # all of them (EVERYWHERE); the entries (main, evaluate, encoder) stand above all of them.
-EVERYWHERE = {'errors', 'config', 'cache', 'files', 'modality'}
+EVERYWHERE = {'errors', 'config', 'cache', 'files', 'modality', 'storage'}
 MAY_IMPORT = {
   'parallel': set(),
   'losses': set(),
@@ -33,6 +33,7 @@ MAY_IMPORT = {
   'cache': set(),
   'files': {'errors'},
   'modality': set(),
+  'storage': {'errors'},
   'errors': set(),
 }
 # objectives are typed by train.objective alone: a method does not know the loop

@@ -21,7 +21,7 @@ from typing import Any, cast
 from absl import flags
 from tqdm import tqdm
 
-from align_jax import cli
+from align_jax import cli, storage
 from align_jax.data import shards as shards_lib
 from align_jax.data.images import ImageError, decode_image
 from align_jax.data.sources import Source, open_source, parse_spec
@@ -54,7 +54,7 @@ def convert(
 
   Args:
     spec: the source.
-    to: `arrayrecord:DIR`; a folder of its own.
+    to: `arrayrecord:DIR`, on a disk or in a bucket; a folder of its own.
     shards: number of files; shard i holds the i-th of as many contiguous ranges.
     licence: of the data; by default what the source says.
     workers: processes; with 1 the work is done in this one.
@@ -110,7 +110,7 @@ def _target(to: str) -> str:
     or set('*?[') & set(parsed.path)
   ):
     raise UserError(f'--to={to}: write --to=arrayrecord:DIR, without wildcards or options')
-  return os.path.expanduser(parsed.path)
+  return str(storage.open_path(parsed.path))
 
 
 def _start(
@@ -156,14 +156,17 @@ def _record(
 ) -> shards_lib.Manifest:
   """Enters a finished shard: first the records left out, then the manifest."""
   path = os.path.join(directory, QUARANTINE)
-  lines = []
-  with contextlib.suppress(FileNotFoundError), open(path, encoding='utf-8') as file:
-    # lines of this shard are from a run that was killed before the manifest was written
-    lines = [line for line in file if json.loads(line)['shard'] != shard.file]
+  before = ''
+  with contextlib.suppress(FileNotFoundError):
+    before = storage.read_bytes(path).decode()
+  # lines of this shard are from a run that was killed before the manifest was written
+  lines = [
+    line + '\n' for line in before.split('\n') if line and json.loads(line)['shard'] != shard.file
+  ]
   lines += [
     json.dumps({'shard': shard.file, **entry}, ensure_ascii=False) + '\n' for entry in left_out
   ]
-  if lines or os.path.exists(path):
+  if lines or before:
     write_file(path, ''.join(lines))
   entries = sorted([*manifest.shards, shard], key=lambda s: s.file)
   manifest = dataclasses.replace(manifest, shards=tuple(entries))
@@ -271,7 +274,7 @@ def _define_flags() -> Callable[[], dict[str, Any]]:
     'spec': flags.DEFINE_string(
       'from', None, 'Spec of the source, see docs/data.md.', required=True
     ),
-    'to': flags.DEFINE_string('to', None, 'arrayrecord:DIR', required=True),
+    'to': flags.DEFINE_string('to', None, 'arrayrecord:DIR; DIR may be gs://…', required=True),
     'shards': flags.DEFINE_integer('shards', None, 'Number of files.', required=True),
     'licence': flags.DEFINE_string('licence', '', "Licence of the data; default: the source's."),
     'workers': flags.DEFINE_integer('workers', 2, 'Processes.'),

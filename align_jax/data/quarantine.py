@@ -3,10 +3,13 @@
 import collections
 import dataclasses
 import json
+import logging
 import os
 import threading
+import weakref
 from pathlib import Path
 
+from align_jax import storage
 from align_jax.errors import UserError
 
 _NAMES_SHOWN = 3
@@ -27,9 +30,10 @@ class Quarantine:
   Thread safe. The counts are of this process and start at zero when a run resumes; a record that
   comes round again in a later epoch counts again, in both numbers. In the file each record has one
   JSON line `{"id", "source", "reason"}`, across resumes too. Give every process a file of its own.
+  One in a bucket is uploaded soon after a line was added, and by `close`.
   """
 
-  def __init__(self, path: Path | None, max_share: float, min_seen: int):
+  def __init__(self, path: storage.AnyPath | None, max_share: float, min_seen: int):
     """Reads the names that an earlier run has listed.
 
     Args:
@@ -42,14 +46,21 @@ class Quarantine:
     """
     if not 0 <= max_share <= 1:
       raise UserError(f'quarantine: max_share {max_share} is outside [0, 1]')
-    self._path = path
+    self._shown = path
+    self._staged: storage.Staged | None = None
+    if path is not None and storage.is_remote(path):
+      self._staged = storage.Staged(path.parent)
+      weakref.finalize(self, _close, self._staged)
+      self._staged.fetch(path.name)
+      path = self._staged.local / path.name
+    self._path = Path(path) if path is not None else None
     self._max_share = max_share
     self._min_seen = min_seen
     self._lock = threading.Lock()
     self._seen = 0
     self._counts: collections.Counter[str] = collections.Counter()
     self._first: list[str] = []
-    self._listed = _read_listed(path) if path is not None else set()
+    self._listed = _read_listed(self._path) if self._path is not None else set()
 
   @property
   def counts(self) -> dict[str, int]:
@@ -89,7 +100,14 @@ class Quarantine:
         self._listed.add((source, record_id))
         if self._path is not None:
           _append(self._path, {'id': record_id, 'source': source, 'reason': reason})
+        if self._staged is not None:
+          self._staged.sync()
       self._check()
+
+  def close(self) -> None:
+    """Uploads what was not yet; what cannot be is said, and stays on this machine."""
+    if self._staged is not None:
+      _close(self._staged)
 
   def describe(self) -> str:
     """Returns one phrase for people, such as `2 of 10 records skipped: corrupt 1, no caption 1`."""
@@ -104,11 +122,20 @@ class Quarantine:
   def _check(self) -> None:
     skipped = sum(self._counts.values())
     if self._seen >= max(self._min_seen, 1) and skipped > self._max_share * self._seen:
-      where = f', all in {self._path}' if self._path is not None else ''
+      where = f', all in {self._shown}' if self._shown is not None else ''
+      if self._staged is not None:
+        self._staged.sync(force=True)
       raise UserError(
         f'data: {self._describe()}{where}; more than the allowed {self._max_share:.2%}: '
         'mend or remove them, or allow a larger share'
       )
+
+
+def _close(staged: storage.Staged) -> None:
+  try:
+    staged.close()
+  except UserError as error:  # the run itself is whole without this list
+    logging.getLogger('align_jax.data').warning('%s', error)
 
 
 def _read_listed(path: Path) -> set[tuple[str, str]]:

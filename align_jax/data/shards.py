@@ -5,6 +5,8 @@ A folder of shards holds
   shard-00000-of-00004.arrayrecord   records
   shard-00000-of-00004.ids.jsonl     one line per record, `[id, pair_id]`: asks need no image
   manifest.json                      counts, checksums, licence, versions (`Manifest`)
+
+The folder may be in a bucket: its shards are written on this machine and uploaded one by one.
 """
 
 import contextlib
@@ -20,6 +22,8 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from align_jax import storage
+from align_jax.cache import cache_folder
 from align_jax.data.record import SCHEMA, Record, encode
 from align_jax.errors import UserError
 from align_jax.files import TEMPORARY, disk_errors, write_file
@@ -130,18 +134,19 @@ class ShardWriter:
 
   def __init__(self, directory: str, index: int, count: int):
     self._directory = directory
+    self._folder = _writing_folder(directory)
     self.file = shard_name(index, count)
     self._path = os.path.join(directory, self.file)
-    hidden = os.path.join(directory, f'.{self.file}')
+    hidden = os.path.join(self._folder, f'.{self.file}')
     self._data = f'{hidden}{TEMPORARY}{os.getpid()}'
     self._ids = f'{hidden}{INDEX_SUFFIX}{TEMPORARY}{os.getpid()}'
     self._count = 0
     self._open = False
 
   def __enter__(self) -> 'ShardWriter':
-    with contextlib.ExitStack() as undo, disk_errors(self._directory):
+    with contextlib.ExitStack() as undo, disk_errors(self._folder):
       undo.callback(self._remove)
-      os.makedirs(self._directory, exist_ok=True)
+      os.makedirs(self._folder, exist_ok=True)
       self._index = open(self._ids, 'w', encoding='utf-8')
       undo.callback(self._index.close)
       self._writer = ArrayRecordWriter(self._data, 'group_size:1')
@@ -155,7 +160,7 @@ class ShardWriter:
     self._remove()
 
   def add(self, record: Record) -> None:
-    with disk_errors(self._directory):
+    with disk_errors(self._folder):
       self._writer.write(encode(record))
       self._index.write(json.dumps([record.id, record.pair_id], ensure_ascii=False) + '\n')
     self._count += 1
@@ -164,7 +169,7 @@ class ShardWriter:
     if not self._open:
       return
     self._open = False
-    with disk_errors(self._directory):
+    with disk_errors(self._folder):
       try:
         self._writer.close()
       finally:
@@ -178,7 +183,7 @@ class ShardWriter:
         os.remove(path)
 
   def commit(self, skipped: Mapping[str, int] | None = None) -> Shard:
-    """Renames the shard into place. Returns its entry in the manifest."""
+    """Renames or uploads the shard into place. Returns its entry in the manifest."""
     self.close()
     shard = Shard(
       file=self.file,
@@ -188,6 +193,11 @@ class ShardWriter:
       index_sha256=checksum(self._ids),
       skipped=dict(skipped or {}),
     )
+    if storage.is_remote(self._directory):
+      storage.upload(self._ids, index_path(self._path), shard.index_sha256)
+      storage.upload(self._data, self._path, shard.sha256)
+      self._remove()
+      return shard
     with disk_errors(self._directory):
       os.replace(self._ids, index_path(self._path))
       os.replace(self._data, self._path)
@@ -211,11 +221,12 @@ def load_index(file: str) -> list[tuple[str, str]] | None:
   """
   path = index_path(file)
   try:
-    with open(path, encoding='utf-8') as lines:
-      rows = [json.loads(line) for line in lines]
-      return [(str(name), str(pair)) for name, pair in rows]
+    rows = [json.loads(line) for line in storage.read_bytes(path).splitlines()]
+    return [(str(name), str(pair)) for name, pair in rows]
   except FileNotFoundError:
     return None
+  except UserError:  # the store does not answer
+    raise
   except (OSError, ValueError, TypeError) as error:
     raise UserError(f'{path}: damaged ({error}); delete it, it is only a short cut') from error
 
@@ -223,12 +234,27 @@ def load_index(file: str) -> list[tuple[str, str]] | None:
 def is_intact(directory: str, shard: Shard) -> bool:
   """Whether the files of a finished shard are there with the checksums of the manifest."""
   path = os.path.join(directory, shard.file)
+  if storage.is_remote(path):
+    return _is_intact_remote(path, shard)
   try:
     return (
       os.path.getsize(path) == shard.bytes
       and checksum(index_path(path)) == shard.index_sha256
       and checksum(path) == shard.sha256
     )
+  except FileNotFoundError:
+    return False
+
+
+def _is_intact_remote(path: str, shard: Shard) -> bool:
+  """The same in a bucket; a shard is read again only if no checksum was kept with it."""
+  found = storage.info(path)
+  try:
+    if found is None or found.size != shard.bytes:
+      return False
+    if hashlib.sha256(storage.read_bytes(index_path(path))).hexdigest() != shard.index_sha256:
+      return False
+    return (found.sha256 or storage.download(path, os.devnull, found.size)) == shard.sha256
   except FileNotFoundError:
     return False
 
@@ -241,8 +267,7 @@ def load_manifest(directory: str) -> Manifest | None:
   """
   path = os.path.join(directory, MANIFEST)
   try:
-    with open(path, encoding='utf-8') as file:
-      values: Any = json.load(file)
+    values: Any = json.loads(storage.read_bytes(path))
     if values['format'] != _FORMAT or values['schema'] != SCHEMA:
       raise UserError(
         f'{path}: {values["format"]} {values["schema"]}, this version reads '
@@ -273,24 +298,33 @@ def check_target(directory: str, manifest: Manifest | None, spec: str) -> None:
   """Raises a UserError if the folder holds shards that writing there would mix with or lose."""
   if manifest is not None and (manifest.complete or manifest.spec != spec):
     raise UserError(f'{directory}: holds the shards of {manifest.spec}; choose an empty folder')
-  found = glob.glob(os.path.join(glob.escape(directory), f'*{SUFFIX}'))
+  pattern = os.path.join(glob.escape(directory), f'*{SUFFIX}')
+  remote = storage.is_remote(directory)
+  found = list(storage.find(pattern)) if remote else glob.glob(pattern)
   if manifest is None and found:
     raise UserError(f'{directory}: holds {found[0]} without a manifest; choose an empty folder')
+
+
+def _writing_folder(directory: str) -> str:
+  """Where shards are written aside: in the folder, or for a bucket in one of this machine."""
+  if not storage.is_remote(directory):
+    return directory
+  name = hashlib.sha256(directory.rstrip('/').encode()).hexdigest()[:16]
+  return os.path.join(cache_folder(), 'writing', name)
 
 
 def _remove_shards(directory: str, count: int) -> None:
   for index in range(count):
     path = os.path.join(directory, shard_name(index, count))
     for file in (path, index_path(path)):
-      with contextlib.suppress(FileNotFoundError):
-        os.remove(file)
+      storage.remove(file)
 
 
 def remove_temporaries(directory: str) -> None:
   """Removes what killed writers left behind."""
-  for path in glob.glob(os.path.join(glob.escape(directory), f'.*{TEMPORARY}*')):
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(path)
+  folder = glob.escape(_writing_folder(directory))
+  for path in glob.glob(os.path.join(folder, f'.*{TEMPORARY}*')):
+    storage.remove(path)
 
 
 def checksum(path: str) -> str:

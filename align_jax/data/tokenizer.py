@@ -14,6 +14,7 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from align_jax import storage
 from align_jax.errors import UserError
 
 PAD, START, END = '<pad>', '<start>', '<end>'
@@ -72,8 +73,17 @@ class Tokenizer:
       row[: len(ids)] = ids
     return rows
 
-  def save(self, folder: str | Path) -> None:
-    """Writes a folder that `load_tokenizer` and Hugging Face read; aside first, then renamed."""
+  def save(self, folder: str | storage.AnyPath) -> None:
+    """Writes a folder that `load_tokenizer` and Hugging Face read; aside first, then renamed.
+
+    Into a bucket it is uploaded file by file.
+    """
+    if storage.is_remote(folder):
+      with tempfile.TemporaryDirectory(prefix='align_jax-') as scratch:
+        self.write(Path(scratch))
+        for path in sorted(Path(scratch).iterdir()):
+          storage.write_object(f'{os.fspath(folder)}/{path.name}', path.read_bytes())
+      return
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
@@ -138,14 +148,20 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
   return _ours(backend)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | storage.AnyPath) -> Tokenizer:
   """Reads a folder that `Tokenizer.save` wrote, or any local Hugging Face tokenizer folder.
 
-  Nothing is downloaded and no code of the folder runs.
+  Nothing is downloaded (but the folder itself, from a bucket) and no code of the folder runs.
 
   Raises:
     UserError: no such folder, no tokenizer in it, or one without an end token.
   """
+  if storage.is_remote(folder):
+    with tempfile.TemporaryDirectory(prefix='align_jax-') as scratch:
+      try:
+        return load_tokenizer(_fetched(os.fspath(folder), Path(scratch)))
+      except UserError as error:
+        raise UserError(str(error).replace(scratch, os.fspath(folder))) from error
   folder = Path(folder)
   if not folder.is_dir():
     raise UserError(f'{folder}: no such tokenizer folder')
@@ -157,6 +173,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except Exception as error:  # `tokenizers` raises plain Exception
       raise UserError(f'{folder}/tokenizer.json: cannot be read ({_line(error)})') from error
   return _foreign(folder)
+
+
+def _fetched(folder: str, scratch: Path) -> Path:
+  """Copies the files of a folder in a bucket."""
+  found = storage.find(f'{folder.rstrip("/")}/*')
+  if not found:
+    raise UserError(f'{folder}: no such tokenizer folder')
+  for path in found:
+    (scratch / path.rpartition('/')[2]).write_bytes(storage.read_bytes(path))
+  return scratch
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

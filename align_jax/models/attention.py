@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Bool, Float
+
+from align_jax.models.splash import splash_attention
 
 KEPT = 'attention'  # the name, for rematerialisation, of what of attention is dear to compute again
 
@@ -16,7 +17,6 @@ Backend = Literal['plain', 'splash', 'cudnn']
 
 # Shorter sequences have logits that fit a TPU's fast memory, and splash would pad much of them.
 _LONG = 512
-_LANES = 128  # splash works on blocks of a multiple of so many tokens
 
 
 def backend_of(platform: str) -> Backend:
@@ -45,7 +45,7 @@ def attend(
     2022, arXiv 2205.14135.
   """
   if backend == 'splash' and mask is None and min(query.shape[1], key.shape[1]) >= _LONG:
-    return splash_attention(query, key, value)
+    return checkpoint_name(splash_attention(query, key, value), KEPT)
   if backend == 'cudnn' and _fits_cudnn(query):
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation='cudnn')
   scale = query.shape[-1] ** -0.5
@@ -81,42 +81,6 @@ def _softmax_backward(dtype: jnp.dtype, weights: Array, gradient: Array) -> tupl
 
 
 _softmax.defvjp(_softmax_forward, _softmax_backward)
-
-
-def splash_attention(
-  query: Float[Array, 'batch length heads size'],
-  key: Float[Array, 'batch keys heads size'],
-  value: Float[Array, 'batch keys heads size'],
-  *,
-  interpret: bool = False,
-) -> Float[Array, 'batch length heads size']:
-  """JAX's Pallas kernel for TPU, sequences padded to whole blocks.
-
-  Args:
-    query, key, value: any head size.
-    interpret: run the kernel on a CPU, for tests.
-  """
-  length, keys = query.shape[1], key.shape[1]
-  query = _padded(query * query.shape[-1] ** -0.5)
-  key, value = _padded(key), _padded(value)
-  mask = splash.FullMask((query.shape[2], key.shape[2]))
-  kernel = splash.make_splash_mha_single_device(
-    splash.MultiHeadMask([mask] * query.shape[1]),
-    residual_checkpoint_name=KEPT,
-    interpret=interpret,
-  )
-  # padding is a segment of its own, which nobody of the other looks at
-  segments = splash.SegmentIds(
-    (jnp.arange(query.shape[2]) >= length).astype(jnp.int32),
-    (jnp.arange(key.shape[2]) >= keys).astype(jnp.int32),
-  )
-  out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
-  return jnp.swapaxes(out, 1, 2)[:, :length]
-
-
-def _padded(x: Float[Array, 'batch length heads size']) -> Float[Array, 'batch heads more size']:
-  x = jnp.swapaxes(x, 1, 2)
-  return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % _LANES), (0, 0)))
 
 
 def _fits_cudnn(query: Array) -> bool:

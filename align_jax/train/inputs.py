@@ -3,11 +3,11 @@
 import collections
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from align_jax import storage
 from align_jax.data.images import ImageError, decode_image
 from align_jax.data.pipeline import Part, local_batch, train_iterator
 from align_jax.data.quarantine import Quarantine
@@ -15,6 +15,7 @@ from align_jax.data.sources import Source, open_as, open_source, pair_ids, pair_
 from align_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
+from align_jax.storage import AnyPath
 from align_jax.train.config import DataConfig, TrainConfig
 from align_jax.train.objective import Objective
 
@@ -40,7 +41,7 @@ class Inputs:
 
 
 def open_inputs(
-  config: TrainConfig, workdir: Path, objective: Objective, model: Any, *, init: Path | None
+  config: TrainConfig, workdir: AnyPath, objective: Objective, model: Any, *, init: AnyPath | None
 ) -> Inputs:
   """Opens and checks everything that `config.data` names, before any device work.
 
@@ -64,9 +65,11 @@ def open_inputs(
   return Inputs(parts, tokenizer, train_transform(data, model.image_size))
 
 
-def is_under_way(workdir: Path) -> bool:
+def is_under_way(workdir: AnyPath) -> bool:
   """Whether a run has left a checkpoint (or begun one) in this folder."""
   checkpoints = workdir / 'checkpoints'
+  if storage.is_remote(workdir):
+    return storage.is_folder(checkpoints)  # a folder in a bucket is what is in it
   return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
@@ -83,7 +86,7 @@ def train_transform(data: DataConfig, image_size: int) -> Transform:
   )
 
 
-def make_iterator(inputs: Inputs, config: TrainConfig, workdir: Path) -> Any:
+def make_iterator(inputs: Inputs, config: TrainConfig, workdir: AnyPath) -> Any:
   """The endless, resumable iterator over this process's share of every global batch."""
   process = jax.process_index()
   return train_iterator(
@@ -184,12 +187,12 @@ def _spread(source: Source) -> range:
 
 
 def _tokenizer(
-  data: DataConfig, workdir: Path, init: Path | None, sources: list[Source]
+  data: DataConfig, workdir: AnyPath, init: AnyPath | None, sources: list[Source]
 ) -> Tokenizer:
   if is_under_way(workdir):
     return load_tokenizer(workdir / 'tokenizer')
   if data.tokenizer:
-    return load_tokenizer(Path(data.tokenizer))
+    return load_tokenizer(storage.open_path(data.tokenizer))
   if init is not None:
     return load_tokenizer(init / 'tokenizer')
   return train_tokenizer(_captions(sources), data.vocab_size)

@@ -158,7 +158,7 @@ def test_search_ranks_what_fits_and_leaves_out_what_only_saves_more():
       raise UserError('heads do not divide')
     fits = compute.remat != 'none' or mesh.fsdp > 1
     step = 2.0 if compute.remat == 'none' else 3.0 + mesh.fsdp
-    return report(fits=fits, peak=(4 if fits else 40) * GIB, step=step)
+    return report(fits=fits, peak=(4 if fits else 20) * GIB, step=step)
 
   lines: list[str] = []
   found = search(tiny.config(batch_size=64), 8, look, limit=9, say=lines.append)
@@ -174,6 +174,22 @@ def test_search_ranks_what_fits_and_leaves_out_what_only_saves_more():
   assert 'none of the settings' in ranking(
     [Found(Candidate(8, 1, 1, 0, 'none'), report(fits=False))]
   )
+
+
+def test_search_does_not_compile_what_is_far_too_large_by_what_it_saw():
+  tried = []
+
+  def look(config):
+    own = 512 // (config.mesh.data * config.mesh.fsdp)
+    held = config.compute.micro_batch or own
+    held /= config.mesh.tensor
+    tried.append((config.compute.remat, held))
+    need = held * {'none': 2, 'dots': 1, 'full': 0.5}[config.compute.remat] * GIB
+    return report(fits=need < 14 * GIB, peak=int(need + GIB + 2**20))
+
+  found = search(tiny.config(batch_size=512), 8, look, limit=12, say=lambda line: None)
+  # 64 at a time without rematerialisation need 128 GiB, seen once; 32 are not even tried
+  assert tried.count(('none', 64)) == 1 and ('none', 32) not in tried and found[0].report.fits
 
 
 # --- with the TPU compiler ---

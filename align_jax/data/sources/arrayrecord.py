@@ -2,28 +2,39 @@
 
 import bisect
 import concurrent.futures
+import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from align_jax import storage
 from align_jax.data import shards
 from align_jax.data.record import Record, decode
 from align_jax.data.sources.base import Source, check_index
-from align_jax.data.sources.files import expand
+from align_jax.data.sources.files import expand, expand_remote
 from align_jax.data.sources.spec import ParsedSpec
+from align_jax.data.sources.streaming import GIB, RemoteShard, ShardCache
 from align_jax.errors import UserError
 
+_CACHE_GIB = 50.0  # half of what the disk of a TPU VM holds by default
 _MEND = 'fetch the file again or convert its data again'
 
 
 def open_arrayrecord(spec: ParsedSpec) -> Source:
   """Opens shards; a `manifest.json` beside them gives the licence and is held against them.
 
+  In a bucket (`gs://…`) it must be there: records are counted by it, and a shard is fetched when a
+  record of it is asked for. Option there: `cache_gib`, see `streaming.ShardCache`.
+
   Raises:
     UserError: no file, a truncated or corrupt one, or one that disagrees with its manifest.
   """
+  if storage.is_remote(spec.path):
+    return _open_remote(spec)
   spec.check()
   files = expand(spec, shards.SUFFIX)
   manifests = {
@@ -44,16 +55,37 @@ def open_arrayrecord(spec: ParsedSpec) -> Source:
   return ArrayRecordSource(spec.text, licence, files, readers)
 
 
+@runtime_checkable
+class Part(Protocol):
+  """The records of one file, as bytes. Thread safe and picklable."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, position: int) -> bytes: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RemotePart:
+  """Those of a shard in a bucket."""
+
+  shard: RemoteShard
+  cache: ShardCache
+
+  def __len__(self) -> int:
+    return self.shard.entry.count
+
+  def __getitem__(self, position: int) -> bytes:
+    return self.cache.open(self.shard)[position]
+
+
 class ArrayRecordSource:
   """Records of several files, in the files' sorted order."""
 
-  def __init__(
-    self, spec: str, licence: str, files: list[str], readers: list[ArrayRecordDataSource]
-  ):
+  def __init__(self, spec: str, licence: str, files: Sequence[str], readers: Sequence[Part]):
     self.spec = spec
     self.licence = licence
     self._files = files
-    self._readers = readers  # thread safe, and picklable: they reopen their file
+    self._readers = readers
     self._ends = list(itertools.accumulate(map(len, readers)))
     self._index: list[tuple[str, str]] | None = None
 
@@ -75,8 +107,9 @@ class ArrayRecordSource:
     """Returns (id, pair id) of every record: from the index files, or else from the records."""
     if self._index is None:  # two threads at once would only do the same work twice
       rows: list[tuple[str, str]] = []
-      for part, (file, reader) in enumerate(zip(self._files, self._readers, strict=True)):
-        found = shards.load_index(file)
+      with concurrent.futures.ThreadPoolExecutor(16) as pool:  # over a network they take their time
+        indexes = list(pool.map(shards.load_index, self._files))
+      for part, (found, reader) in enumerate(zip(indexes, self._readers, strict=True)):
         if found is None or len(found) != len(reader):
           records = (self._read(part, i) for i in range(len(reader)))
           found = [(r.id, r.pair_id) for r in records]
@@ -88,9 +121,53 @@ class ArrayRecordSource:
     where = f'{self._files[part]}: record {position}'
     try:
       data = self._readers[part][position]
+    except UserError:  # a shard that cannot be fetched
+      raise
     except (RuntimeError, ValueError, OSError) as error:  # what the reader raises on bad bytes
       raise UserError(f'{where} is corrupt ({error}); {_MEND}') from error
     return decode(data, where)
+
+
+def _open_remote(spec: ParsedSpec) -> Source:
+  spec.check(['cache_gib'])
+  found = expand_remote(spec, shards.SUFFIX)
+  files = list(found)
+  folders = sorted({os.path.dirname(f) for f in files})
+  manifests = {folder: shards.load_manifest(folder) for folder in folders}
+  entries = {}
+  for file in files:
+    manifest = manifests[os.path.dirname(file)]
+    if manifest is None:
+      raise UserError(
+        f'{file}: no {shards.MANIFEST} beside it, by which its records are counted; convert the '
+        'data again, or mount the bucket (docs/storage.md)'
+      )
+    entries[file] = _entry(file, manifest)
+    if found[file].size != entries[file].bytes:
+      raise UserError(
+        f'{file}: {found[file].size} bytes, the manifest says {entries[file].bytes}; {_MEND}'
+      )
+  known = [m for m in manifests.values() if m is not None]
+  if folders == [str(storage.open_path(spec.path))]:
+    _check_all_there(folders[0], files, known[0])
+  if not sum(entry.count for entry in entries.values()):
+    raise UserError(f'{spec.text}: no records in {len(files)} files; convert the data again')
+  total = sum(entry.bytes for entry in entries.values())
+  cache = ShardCache(spec.text, int(_cache_gib(spec) * GIB), total)
+  parts = [RemotePart(RemoteShard(f, found[f].version, entries[f]), cache) for f in files]
+  licence = '; '.join(dict.fromkeys(m.licence for m in known if m.licence))
+  return ArrayRecordSource(spec.text, licence, files, parts)
+
+
+def _cache_gib(spec: ParsedSpec) -> float:
+  text = spec.options.get('cache_gib', str(_CACHE_GIB))
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not 0 < value < math.inf:
+    raise UserError(f'{spec.text}: cache_gib={text} is no size; write a number of GiB above 0')
+  return value
 
 
 def _open_file(file: str) -> ArrayRecordDataSource:
@@ -100,13 +177,18 @@ def _open_file(file: str) -> ArrayRecordDataSource:
     raise UserError(f'{file}: truncated or no ArrayRecord file ({error}); {_MEND}') from error
 
 
-def _check(file: str, count: int, manifest: shards.Manifest) -> None:
+def _entry(file: str, manifest: shards.Manifest) -> shards.Shard:
   name = os.path.basename(file)
   entry = next((s for s in manifest.shards if s.file == name), None)
   if not manifest.complete:
     raise UserError(f'{file}: its conversion was not finished; run the same command again')
   if entry is None:
     raise UserError(f'{file}: not in the manifest beside it; take the file out or convert again')
+  return entry
+
+
+def _check(file: str, count: int, manifest: shards.Manifest) -> None:
+  entry = _entry(file, manifest)
   size = os.path.getsize(file)
   if (size, count) != (entry.bytes, entry.count):
     raise UserError(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from align_jax import storage
 from align_jax.data.record import Record
 from align_jax.data.sources import fields as fields_lib
 from align_jax.data.sources.base import Source, check_index
@@ -23,6 +24,11 @@ def open_folder(spec: ParsedSpec) -> Source:
   """
   spec.check(['template'])
   root = os.path.expanduser(spec.path)
+  if storage.is_remote(root):
+    raise UserError(
+      f'{spec.text}: single files in a bucket are too slow to train from; convert the folder to '
+      'arrayrecord:gs://…, or mount the bucket (docs/storage.md)'
+    )
   if not os.path.isdir(root):
     raise UserError(f'{spec.text}: no folder {spec.path!r}; check the path')
   listing = os.path.join(root, LISTING)

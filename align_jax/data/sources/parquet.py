@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align_jax import storage
 from align_jax.data.record import Record
 from align_jax.data.sources import fields as fields_lib
 from align_jax.data.sources.base import Source, check_index
-from align_jax.data.sources.files import check_size, expand
+from align_jax.data.sources.files import check_size, expand, open_binary
 from align_jax.data.sources.spec import ParsedSpec
 from align_jax.errors import UserError, did_you_mean
 
@@ -158,7 +159,7 @@ class ParquetSource:
   def _read(self, part: int, columns: list[str]) -> dict[str, pa.ChunkedArray]:
     file, group, _ = self._groups[part]
     try:
-      with pq.ParquetFile(file) as parquet:
+      with _reader(file) as parquet:
         # no threads of its own: the caller has as many as it wants
         table = parquet.read_row_group(group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
@@ -168,9 +169,16 @@ class ParquetSource:
 
 def _open(file: str) -> pq.ParquetFile:
   try:
-    return pq.ParquetFile(file)
+    return _reader(file)
   except (pa.ArrowException, OSError) as error:
     raise UserError(f'{file}: truncated or no Parquet file ({error}); {_MEND}') from error
+
+
+def _reader(file: str) -> pq.ParquetFile:
+  """Opens a file; one in a bucket is read by ranges."""
+  if not storage.is_remote(file):
+    return pq.ParquetFile(file)
+  return pq.ParquetFile(pa.PythonFile(open_binary(file), mode='r'))
 
 
 def _columns(spec: ParsedSpec, file: str, schema: pa.Schema) -> dict[str, str]:

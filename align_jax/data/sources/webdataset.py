@@ -15,6 +15,7 @@ from align_jax.data.sources.files import (
   MAX_TEXT_BYTES,
   check_size,
   expand,
+  open_binary,
   read_range,
 )
 from align_jax.data.sources.spec import ParsedSpec
@@ -44,6 +45,8 @@ class _Sample:
 
 def open_webdataset(spec: ParsedSpec) -> Source:
   """Opens tar files, after one scan of all their headers. Option: `template` for class names.
+
+  In a bucket the scan reads ahead from header to header, which for small images is the whole file.
 
   Raises:
     UserError: a truncated tar, or a member that is unsafe (an absolute path, `..`, a link, a
@@ -110,7 +113,7 @@ def _scan(path: str) -> list[_Sample]:
   """Lists the samples of a tar from its headers; only headers are read."""
   samples: dict[str, dict[str, tuple[int, int]]] = {}
   try:
-    with tarfile.open(path, 'r:') as tar:
+    with open_binary(path) as file, tarfile.open(fileobj=file, mode='r:') as tar:
       while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
         _check_member(path, member)
@@ -128,6 +131,8 @@ def _scan(path: str) -> list[_Sample]:
           raise UserError(f'{path}: member {member.name!r} is there twice; drop one')
         samples[key][suffix] = (member.offset_data, member.size)
       end = tar.offset
+  except UserError:
+    raise
   except (tarfile.TarError, EOFError, OSError) as error:
     raise UserError(
       f'{path}: truncated or no plain tar ({error}); fetch it again, unpack .tar.gz to .tar'
@@ -154,7 +159,7 @@ def _check_end(path: str, end: int) -> None:
   `tarfile` takes a damaged or missing header for the end; a whole tar ends with blocks of zeros.
   """
   try:
-    with open(path, 'rb') as file:
+    with open_binary(path) as file:
       file.seek(end)
       block = file.read(_BLOCK)
   except OSError as error:
