@@ -237,9 +237,9 @@ def parse(text: str) -> Module:
   entry = name = table = ''
   inside: dict[str, Instruction] | None = None
   counts = {'num_partitions': 1, 'replica_count': 1}
-  for line in text.splitlines():
+  for line in _lines(text):
     if inside is not None:
-      if line.startswith('}'):
+      if line == '}':
         computations[name] = Computation(name, inside)
         inside = None
       else:
@@ -263,6 +263,25 @@ def parse(text: str) -> Module:
         entry = name if head[1] else entry
   partitions = counts['num_partitions'] * counts['replica_count']
   return Module(computations[entry], computations, partitions, tables)
+
+
+def _lines(text: str) -> Iterator[str]:
+  """Lines, those of an instruction joined: the attributes of a Pallas kernel go over several."""
+  whole: list[str] = []
+  for line in text.splitlines():
+    # an instruction is indented, what goes on with it is not
+    if whole and not (line.startswith((' ', '%', 'ENTRY', 'HloModule')) or line in ('', '}')):
+      whole.append(line)
+      continue
+    if whole:
+      yield ' '.join(whole)
+      whole = []
+    if line.startswith('  '):
+      whole = [line]
+    else:
+      yield line
+  if whole:
+    yield ' '.join(whole)
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -168,9 +168,9 @@ class _Examples:
     self._limit = report.limit
 
   def too_many(self, candidate: Candidate, held: int) -> bool:
-    """Whether so many examples need at least twice what a chip has: an estimate, hence twice."""
+    """Whether so many examples need more than a chip has, by a quarter: it is an estimate."""
     each = self._each.get(candidate.remat, 0.0)
-    return each * held / candidate.tensor > 2 * self._limit
+    return each * held / candidate.tensor > 1.25 * self._limit
 
 
 def _rank(found: Found) -> tuple[bool, float, int]:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,10 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Float
 
+T = TypeVar('T')
+
 _LANES = 128  # the kernel works on blocks of a multiple of so many tokens
+_BLOCKS = (512, 384, 256, 128)  # large blocks keep the matrix units busy; these fit fast memory
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -49,7 +53,7 @@ def _backward(interpret: bool, inputs: tuple, gradient: Array) -> tuple[Array, A
 splash_attention.defvjp(_forward, _backward)
 
 
-def _per_device(f: Callable, *arrays: Array) -> Array | tuple:
+def _per_device(f: Callable[..., T], *arrays: Array) -> T:
   """Calls a kernel inside `jax.shard_map`, which would refuse it.
 
   The kernel does not say over which mesh axes its results differ. So it is called in a `shard_map`
@@ -63,7 +67,7 @@ def _per_device(f: Callable, *arrays: Array) -> Array | tuple:
     return f(*arrays)
   whole = PartitionSpec()
 
-  def unmarked(*arrays: Array) -> Array | tuple:
+  def unmarked(*arrays: Array) -> T:
     # inside, the result of any operation is not marked as different by device; what comes in is,
     # and the two do not mix under differentiation
     return f(*(x * jnp.ones((), x.dtype) for x in arrays))
@@ -80,7 +84,9 @@ def _kernel(query: Array, key: Array, value: Array, *, interpret: bool) -> Array
   key, value = _padded(key), _padded(value)
   mask = splash.FullMask((query.shape[2], key.shape[2]))
   kernel = splash.make_splash_mha_single_device(
-    splash.MultiHeadMask([mask] * query.shape[1]), interpret=interpret
+    splash.MultiHeadMask([mask] * query.shape[1]),
+    block_sizes=_block_sizes(query.shape[2], key.shape[2]),
+    interpret=interpret,
   )
   # padding is a segment of its own, which nobody of the other looks at
   segments = splash.SegmentIds(
@@ -89,6 +95,21 @@ def _kernel(query: Array, key: Array, value: Array, *, interpret: bool) -> Array
   )
   out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
   return jnp.swapaxes(out, 1, 2)[:, :length]
+
+
+def _block_sizes(length: int, keys: int) -> splash.BlockSizes:
+  """The largest blocks that divide the padded sequences."""
+  q, kv = (next(b for b in _BLOCKS if n % b == 0) for n in (length, keys))
+  return splash.BlockSizes(
+    block_q=q,
+    block_kv=kv,
+    block_kv_compute=kv,
+    block_q_dkv=q,
+    block_kv_dkv=kv,
+    block_kv_dkv_compute=kv,
+    block_q_dq=q,
+    block_kv_dq=kv,
+  )
 
 
 def _padded(x: Float[Array, 'batch length heads size']) -> Float[Array, 'batch heads more size']:

@@ -1,9 +1,13 @@
 """The table of chips, topologies, and the roofline's arithmetic."""
 
+from types import SimpleNamespace
+
+import jax
 import pytest
 
 from align_jax.errors import UserError
-from launch.chips import CHIPS, parse_topology
+from align_jax.parallel.chips import CHIPS, find_peak
+from launch.chips import parse_topology
 from launch.roofline import roofline
 
 
@@ -70,3 +74,38 @@ def test_recomputation_lowers_the_mfu_that_is_possible():
 
 def test_roofline_of_nothing():
   assert roofline(CHIPS['v4'], flops=0, traffic=0, moved=0, model_flops=0).mfu == 0
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name', 'teraflops'),
+  [
+    ('TPU v4', 'TPU v4', 275),
+    ('TPU v5 lite', 'TPU v5e', 197),
+    ('TPU v5e', 'TPU v5e', 197),
+    ('TPU v5', 'TPU v5p', 459),
+    ('TPU v5p', 'TPU v5p', 459),
+    ('TPU v6 lite', 'TPU v6e', 918),
+    ('TPU7x', 'TPU 7x', 1153.5),  # a device is half a chip
+    ('NVIDIA H100 80GB HBM3', 'H100 SXM', 989),
+    ('NVIDIA H100 PCIe', 'H100 PCIe', 756),
+    ('NVIDIA H200', 'H200 SXM', 989),
+    ('NVIDIA A100-SXM4-80GB', 'A100', 312),
+    ('NVIDIA A100-PCIE-40GB', 'A100', 312),
+    ('NVIDIA A100 80GB PCIe', 'A100', 312),
+    ('NVIDIA L4', 'L4', 121),
+  ],
+)
+def test_peak_of_a_device(kind, name, teraflops):
+  peak = find_peak(SimpleNamespace(device_kind=kind))
+  assert (peak.name, peak.flops) == (name, teraflops * 1e12)
+
+
+@pytest.mark.parametrize(
+  'kind', ['cpu', 'TPU v9', 'TPU v4 lite', 'NVIDIA L40S', 'NVIDIA H100 80GB HBM3 MIG 1g.10gb', '']
+)
+def test_a_device_we_do_not_know_has_no_peak(kind):
+  assert find_peak(SimpleNamespace(device_kind=kind)) is None
+
+
+def test_this_machine_has_none():
+  assert find_peak(jax.devices()[0]) is None
