@@ -1,13 +1,14 @@
 """Trains one experiment.
 
-  python -m align_jax.main --config=configs/clip.py --workdir=runs/clip [--config.steps=500]
+  python -m align_jax.main --config=configs/clip.py --workdir=runs/clip [--config.steps=500] \\
+    [--profile_steps=10:13] [--wandb_project=NAME]
 
 Running the same command again goes on where the last one stopped. Several processes become one run,
 see docs/launching.md.
 """
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import cast
 
 from absl import flags
 
@@ -21,8 +22,12 @@ from align_jax.evaluation.tasks import EvalData, evaluate, find_task
 from align_jax.models.flat import Params
 from align_jax.objectives import make_objective
 from align_jax.parallel.distributed import DistributedConfig, initialize
+from align_jax.storage import AnyPath, open_path
 from align_jax.train.config import TrainConfig
+from align_jax.train.journal import Observe
 from align_jax.train.loop import train
+from align_jax.train.profiling import parse_steps
+from align_jax.train.tracking import MODES, Mode, TrackingConfig
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -35,6 +40,15 @@ _HEARTBEAT = flags.DEFINE_integer(
   'heartbeat_seconds', 60, 'Silence after which one counts as dead.'
 )
 _START = flags.DEFINE_integer('start_seconds', 300, 'Processes wait so long for each other.')
+_PROFILE = flags.DEFINE_string(
+  'profile_steps', '', 'FIRST:LAST step to trace, like 10:13; see docs/observing.md.'
+)
+_WANDB_PROJECT = flags.DEFINE_string(
+  'wandb_project', '', '[ENTITY/]PROJECT of Weights & Biases that gets the numbers too.'
+)
+_WANDB_MODE = flags.DEFINE_enum(
+  'wandb_mode', MODES[0], list(MODES), 'offline: into the run folder, for `wandb sync`.'
+)
 
 
 def main() -> None:
@@ -46,12 +60,19 @@ def main() -> None:
     )
   )
   config = build(TrainConfig, _CONFIG.value.to_dict())
-  workdir = Path(_WORKDIR.value)
+  workdir = open_path(_WORKDIR.value)
+  project = _WANDB_PROJECT.value
+  observe = Observe(
+    profile=parse_steps(_PROFILE.value, config.steps),
+    tracking=TrackingConfig(project, cast(Mode, _WANDB_MODE.value)) if project else None,
+  )
   objective = make_objective(config.objective)
-  train(config, objective, workdir, evaluate=_evaluator(config, workdir))
+  train(config, objective, workdir, evaluate=_evaluator(config, workdir), observe=observe)
 
 
-def _evaluator(config: TrainConfig, workdir: Path) -> Callable[[Params], dict[str, float]] | None:
+def _evaluator(
+  config: TrainConfig, workdir: AnyPath
+) -> Callable[[Params], dict[str, float]] | None:
   """`config.eval` as a function of the parameters, or None."""
   settings = config.eval
   if not settings.every:

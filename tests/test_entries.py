@@ -148,6 +148,7 @@ MISTAKES = [
   ([*CLIP, '--config.data.reall=x'], "config.data.reall: unknown field; did you mean 'real'?"),
   ([*CLIP, '--config.optimiser.lr=1'], 'config.optimiser.lr: unknown field'),
   ([*CLIP, '--config.steps=many'], 'flag --config.steps=many: '),
+  ([*CLIP, '--profile_steps=9:3'], '--profile_steps: 9:3 must be two steps of this run'),
   ([*CLIP, 'steps=3'], "unexpected argument 'steps=3'"),
   ([*CLIP, '--setps=3'], "Unknown command line flag 'setps'"),
   (['align_jax.main', '--workdir={out}'], 'flag --config=None: '),

@@ -98,6 +98,38 @@ def curves(
     return _svg(figure)
 
 
+def stacked(
+  edges: Sequence[int | float],
+  parts: Mapping[str, Sequence[float]],
+  *,
+  x_label: str = 'step',
+  y_label: str = '',
+  top: float | None = None,
+) -> bytes:
+  """Draws parts of a whole, one on the other and constant between two edges, as SVG.
+
+  Args:
+    edges: along x, one more than there are values of a part.
+    parts: name to values; one that is 0 throughout is left out.
+    top: where y ends; None: above the highest.
+  """
+  with rc_context(_STYLE):
+    figure, axes = _blank()
+    low = np.zeros(len(edges))
+    for colour, (name, values) in zip(PALETTE, parts.items(), strict=False):
+      if not any(values):
+        continue
+      high = low + np.asarray([*values[:1], *values], np.float64)
+      axes.fill_between(edges, low, high, step='pre', color=colour, linewidth=0, label=name)
+      low = high
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(0, top or None)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _legend(axes, len(parts))
+    return _svg(figure)
+
+
 def cosine_histogram(values: Mapping[str, Float[np.ndarray, '_']]) -> bytes:
   """Draws how the cosines of real-generated pairs are spread, one outline a name, as SVG."""
   with rc_context(_STYLE):

@@ -3,20 +3,18 @@
 import base64
 import dataclasses
 import html
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from align_jax.errors import UserError
 from align_jax.evaluation import plots
 from align_jax.evaluation.pictures import Row
+from align_jax.files import write_file
+from align_jax.storage import AnyPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,30 +96,13 @@ def metric_table(
   return Table(title, tuple(f'{m.label}{" (%)" if m.percent else ""}' for m in heads), rows, note)
 
 
-def write_report(path: str | os.PathLike, report: 'Report') -> None:
+def write_report(path: AnyPath | str, report: 'Report') -> None:
   """Writes the page; a reader sees either the page before or the whole new one.
 
   Raises:
-    UserError: the folder cannot be written to.
+    UserError: the folder cannot be written to, or the disk is full.
   """
-  page = render(report)
-  path = Path(path)
-  aside = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-    with os.fdopen(handle, 'w', encoding='utf-8') as file:
-      file.write(page)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(aside, 0o644)  # mkstemp's own mode would hide the page from a web server
-    os.replace(aside, path)
-  except OSError as error:
-    if aside is not None:
-      Path(aside).unlink(missing_ok=True)
-    raise UserError(
-      f'{path}: cannot write the report ({error.strerror}); free the disk or choose another folder'
-    ) from error
+  write_file(path, render(report))
 
 
 def render(report: 'Report') -> str:
@@ -231,6 +212,16 @@ class Pictures:
 
 
 @dataclasses.dataclass(frozen=True)
+class Facts:
+  """Named values in a small table, with drawings beside it."""
+
+  title: str
+  rows: tuple[tuple[str, str], ...]
+  figures: tuple[Figure, ...] = ()
+  note: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Text:
   """Paragraphs, apart by an empty line."""
 
@@ -248,7 +239,7 @@ class Details:
   note: str = ''
 
 
-Section = Table | Figures | Curves | Pictures | Text | Details
+Section = Table | Figures | Curves | Pictures | Facts | Text | Details
 
 
 @dataclasses.dataclass(frozen=True)

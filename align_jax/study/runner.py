@@ -24,7 +24,8 @@ from align_jax.synth.generate import Prompt, generate
 from align_jax.synth.sampler import make_sampler
 from align_jax.train.checkpoints import load_params
 from align_jax.train.config import TrainConfig
-from align_jax.train.loop import check_resume, train
+from align_jax.train.loop import train
+from align_jax.train.run_config import check_resume
 
 
 @dataclasses.dataclass(frozen=True)

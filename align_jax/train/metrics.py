@@ -3,23 +3,27 @@
 import json
 import math
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from align_jax import storage
 from align_jax.files import write_file
 
+METRICS = 'metrics.jsonl'
+_NEW = 0.3  # weight of the newest window in the pace that tells the time left
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+
+def read_metrics(workdir: storage.AnyPath) -> list[dict[str, Any]]:
   """Returns the lines of a run's `metrics.jsonl`; a last line cut short by a kill is left out."""
-  path = workdir / 'metrics.jsonl'
-  if not path.exists():
+  try:
+    text = storage.read_bytes(workdir / METRICS).decode()
+  except FileNotFoundError:
     return []
   out = []
-  for line in path.read_text().splitlines():
+  for line in text.splitlines():
     try:
       out.append(json.loads(line))
     except json.JSONDecodeError:
@@ -33,10 +37,16 @@ class MetricWriter:
   def __init__(self, workdir: Path, *, resume_step: int):
     workdir.mkdir(parents=True, exist_ok=True)
     kept = [m for m in read_metrics(workdir) if m['step'] <= resume_step]
-    path = workdir / 'metrics.jsonl'
+    path = workdir / METRICS
     write_file(path, ''.join(json.dumps(m) + '\n' for m in kept))
+    # a line of training has a loss; one of an evaluation has not
+    self._evaluated = {m['step'] for m in kept if 'loss' not in m}
     self._file = path.open('a')
     self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resume_step + 1)
+
+  def has_evaluation(self, step: int) -> bool:
+    """Whether an earlier process has written the evaluation of a step."""
+    return step in self._evaluated
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line of scalars."""
@@ -56,13 +66,10 @@ class MetricWriter:
 class Progress:
   """One line that says step, loss, rate and time left; a terminal sees it overwritten in place."""
 
-  def __init__(
-    self, label: str, steps: int, start: int, examples_per_step: int, *, quiet: bool = False
-  ):
-    """`quiet`: works out the rate and prints nothing, as all processes but the first do."""
-    self._label, self._steps, self._start, self._quiet = label, steps, start, quiet
-    self._examples = examples_per_step
-    self._began = time.monotonic()
+  def __init__(self, label: str, steps: int, *, quiet: bool = False):
+    """`quiet`: prints nothing, as all processes but the first do."""
+    self._label, self._steps, self._quiet = label, steps, quiet
+    self._pace: float | None = None  # seconds per step, smoothed
     self._tty = sys.stderr.isatty()
 
   def say(self, text: str) -> None:
@@ -70,15 +77,21 @@ class Progress:
     if not self._quiet:
       print(f'{self._label}: {text}', flush=True)
 
-  def show(self, step: int, loss: float) -> float:
-    """Prints the line; returns examples per second since the start of this process."""
-    passed = max(1e-9, time.monotonic() - self._began)
-    rate = (step - self._start) / passed
-    left = (self._steps - step) / rate if rate > 0 else 0.0
-    speed = rate * self._examples
+  def show(self, step: int, loss: float, speed: float, pace: float) -> None:
+    """Prints the line.
+
+    Args:
+      step: of `steps`.
+      loss: of this step.
+      speed: examples per second, lately.
+      pace: seconds from step to step, lately, with all that happens between them.
+    """
+    before = pace if self._pace is None else self._pace
+    self._pace = before + _NEW * (pace - before)
     if self._quiet:
-      return speed
+      return
     end = '\r' if self._tty and step < self._steps else '\n'
+    left = self._pace * (self._steps - step)
     print(
       f'{self._label}: step {step}/{self._steps}  loss {loss:.4f}  {speed:,.0f} examples/s  '
       f'{left / 60:.1f} min left',
@@ -86,4 +99,3 @@ class Progress:
       file=sys.stderr,
       flush=True,
     )
-    return speed

@@ -52,3 +52,10 @@ def test_map_of_a_few_or_of_equal_points(unit):
   same = np.repeat(unit(1), 20, axis=0)
   real, _ = plots.umap_map(same, same)
   assert np.isfinite(real).all()
+
+
+def test_stacked_parts_are_svg_and_empty_ones_are_left_out():
+  parts = {'data': [1.0, 2.0], 'transfer': [0.0, 0.0], 'compute': [3.0, 1.0]}
+  text = plots.stacked([0, 5, 10], parts, y_label='ms', top=4.0).decode()
+  ET.fromstring(text)
+  assert 'data' in text and 'compute' in text and 'transfer' not in text

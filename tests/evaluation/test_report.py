@@ -134,7 +134,7 @@ def test_a_failed_write_leaves_the_page_before(tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(os, 'fsync', full)
-  with pytest.raises(UserError, match=r'cannot write the report \(No space left'):
+  with pytest.raises(UserError, match='no space left'):
     rp.write_report(path, page(rp.Text('One', 'first')))
   assert path.read_text() == 'before'
   assert os.listdir(tmp_path) == ['report.html']
@@ -142,5 +142,5 @@ def test_a_failed_write_leaves_the_page_before(tmp_path, monkeypatch):
 
 def test_a_file_in_the_way_of_the_folder(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match='cannot write the report'):
+  with pytest.raises(UserError, match='cannot write'):
     rp.write_report(tmp_path / 'file' / 'report.html', page())

@@ -1,23 +1,30 @@
 """The loop end to end: it learns, resumes bit for bit, refuses what is wrong before it starts."""
 
+import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
 from align_jax.data.sources import open_source
-from align_jax.errors import UserError
+from align_jax.errors import Preempted, UserError
 from align_jax.objectives import make_objective
-from align_jax.train import loop
+from align_jax.parallel.chips import Peak
+from align_jax.train import journal, loop
 from align_jax.train.checkpoints import load_params
 from align_jax.train.loop import train
 from align_jax.train.metrics import read_metrics
+from align_jax.train.plan import plan
+from align_jax.train.timing import Timer, read_starts
 from tests import tiny
+from tests.train.traces import step_numbers
 
 
 @pytest.fixture(scope='module')
@@ -251,3 +258,112 @@ def test_unreadable_records_are_skipped_counted_and_stop_the_run_over_the_share(
   strict = tiny.config(f'folder:{photos}', steps=12, data={'max_skipped': 0.01})
   with pytest.raises(UserError, match='corrupt'):
     _train(strict, tmp_path / 'strict')
+
+
+TIMES = {f'time/{name}_s' for name in ('step', 'data', 'transfer', 'compute', 'save', 'eval')}
+
+
+def test_lines_say_where_the_time_goes(photos, tmp_path, monkeypatch):
+  monkeypatch.setattr(journal, 'find_peak', lambda device: Peak('a chip', 1e9))
+  config = tiny.config(photos)
+  _train(config, tmp_path)
+  lines = read_metrics(tmp_path)
+  flops = plan(config, make_objective(config.objective)).flops
+  for line in lines:
+    assert TIMES | {'goodput', 'restarts', 'memory/host_peak_gib'} <= set(line)
+    parts = sum(line[f'time/{name}_s'] for name in ('data', 'transfer', 'compute'))
+    assert line['time/step_s'] == pytest.approx(parts)
+    assert line['examples_per_s'] == pytest.approx(config.batch_size / line['time/step_s'])
+    assert line['mfu'] == pytest.approx(flops / (line['time/step_s'] * 8 * 1e9))
+    assert 0 < line['goodput'] <= 1 and line['restarts'] == 0
+  assert [('time/compile_s' in line) for line in lines] == [True, False, False]
+  assert [line['time/save_s'] > 0 for line in lines] == [False, True, True]  # of the step before
+  (start,) = read_starts(tmp_path)
+  assert (start['step'], start['devices'], start['chip']) == (0, 8, 'a chip')
+  assert start['step_flops'] == flops
+
+
+def test_a_chip_we_do_not_know_has_no_mfu(base):
+  assert not any('mfu' in line for line in read_metrics(base))
+
+
+def test_goodput_over_a_run_that_was_killed(photos, tmp_path, monkeypatch):
+  """A second for each batch, lost steps, a pause, a second start: all by a clock of our own."""
+
+  class Cut(Exception):
+    pass
+
+  now, sent = [1000.0], 0
+  clock = types.SimpleNamespace(time=lambda: now[0])
+  real_put = loop.put_batch
+
+  def put(batch, mesh):
+    nonlocal sent
+    sent += 1
+    if sent == 4:  # steps 1 to 3 are done, step 2 is saved
+      raise Cut
+    now[0] += 1
+    return real_put(batch, mesh)
+
+  monkeypatch.setattr(loop, 'put_batch', put)
+  monkeypatch.setattr(loop, 'time', clock)
+  monkeypatch.setattr(journal, 'time', clock)
+  monkeypatch.setattr(journal, 'Timer', functools.partial(Timer, clock=clock.time))
+  config = tiny.config(photos)
+  with pytest.raises(Cut):
+    _train(config, tmp_path)
+  assert now[0] == 1003
+  now[0] += 10
+  _train(config, tmp_path)
+  lines = {m['step']: m for m in read_metrics(tmp_path)}
+  assert lines[2]['restarts'] == 0 and lines[6]['restarts'] == 1
+  assert lines[6]['time/transfer_s'] == lines[6]['time/step_s'] == 1
+  assert lines[6]['goodput'] == pytest.approx(6 / (3 + 10 + 4))  # step 3 was made twice
+  assert [s['step'] for s in read_starts(tmp_path)] == [0, 2]
+  _train(config, tmp_path)  # it is over: no further start
+  assert len(read_starts(tmp_path)) == 2
+
+
+def test_an_evaluation_that_a_stop_left_no_time_for_is_made_up(photos, tmp_path, monkeypatch):
+  @contextlib.contextmanager
+  def told(*steps):
+    yield lambda step: step in steps
+
+  config = tiny.config(photos, eval={'every': 3, 'data': photos})
+  seen = []
+
+  def score(params):
+    seen.append({n: np.array(p) for n, p in params.items()})
+    return {'score': float(len(seen))}
+
+  def run(*stops):
+    monkeypatch.setattr(loop.preemption, 'watch', lambda: told(*stops))
+    objective = make_objective(config.objective)
+    return train(config, objective, tmp_path, evaluate=score)
+
+  with pytest.raises(Preempted):
+    run(3)
+  assert seen == []
+  run(6)  # the end is no preemption, but its evaluation gives way all the same
+  assert [(m['step'], m['score']) for m in read_metrics(tmp_path) if 'score' in m] == [(3, 1.0)]
+  last = run()
+  assert [m['step'] for m in read_metrics(tmp_path) if 'score' in m] == [3, 6]
+  assert _equal(seen[1], last) and not _equal(seen[0], last)
+  run()
+  assert len(seen) == 2  # nothing is owed any more
+  assert [m['step'] for m in read_metrics(tmp_path)] == [2, 3, 4, 6, 6]
+
+
+def test_an_evaluation_falls_in_the_window_of_its_step(photos, tmp_path):
+  config = tiny.config(photos, steps=4, log_every=1, eval={'every': 2, 'data': photos})
+  train(config, make_objective(config.objective), tmp_path, evaluate=lambda params: {'score': 1.0})
+  lines = read_metrics(tmp_path)
+  assert [m['step'] for m in lines] == [1, 2, 2, 3, 4, 4]
+  assert [m['time/eval_s'] > 0 for m in lines if 'loss' in m] == [False, True, False, True]
+
+
+def test_profiles_the_steps_asked_for(photos, tmp_path):
+  config = tiny.config(photos, steps=4)
+  observe = journal.Observe(profile=(3, 4))
+  train(config, make_objective(config.objective), tmp_path, observe=observe)
+  assert step_numbers(tmp_path / 'profile') == {3, 4}
