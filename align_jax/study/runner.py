@@ -131,7 +131,7 @@ def draw(config: StudyConfig, specs: Specs, generator: TrainConfig, workdir: Pat
   objective = make_objective(generator.objective)
   model_config: Any = build(objective.ModelConfig, generator.model_fields, 'config.model')
   skeleton = Skeleton(lambda rngs: objective.create_model(model_config, rngs))
-  params = load_params(folder, averaged=True)
+  params = load_params(folder, averaged=True, step=generator.steps)
   tokenizer = load_tokenizer(folder / 'tokenizer')
   sampler = make_sampler(
     skeleton,

@@ -62,13 +62,20 @@ def saved_steps(folder: epath.Path) -> list[int]:
 
 
 def undated(folder: epath.Path) -> dict[int, str]:
-  """Checkpoints whose date cannot be read: for one of them Orbax would refuse the whole folder."""
+  """Checkpoints whose date cannot be read: for one of them Orbax would refuse the whole folder.
+
+  Raises:
+    UserError: a store that does not answer, which says nothing of the files.
+  """
   out = {}
   for found in ocp.path.step.standard_name_format().find_all(folder):
     try:
       with _quiet_orbax():
         _ = found.commit_timestamp
     except Exception as error:
+      wrong = _judge(folder / str(found.step), error)
+      if isinstance(wrong, UserError):
+        raise wrong from error
       out[found.step] = f'its date cannot be read: {first_line(error)}'
   return out
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from align_jax.errors import UserError
-from launch.weak_scaling import Point, draw, read_topologies, scaling_table
+from launch.scaling import Point, draw, read_topologies, scaling_table
 from tests.launch.reports import GIB, report
 
 
