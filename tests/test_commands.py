@@ -59,14 +59,14 @@ def flags_of(path: Path) -> set[str]:
   return names | ({'config'} if 'define_config()' in text else set())
 
 
-def check_launcher(words: list[str]) -> None:
-  """What stands before `--` in a launcher's command; tests/launch dry-runs these as well."""
+def check_argparse(words: list[str]) -> None:
+  """A launcher's command before `--` (tests/launch dry-runs these as well), or a benchmark's."""
   module, *arguments = words
   assert module_file(module).is_file(), f'no module {module}'
-  text = ''.join(path.read_text() for path in (ROOT / 'launch').glob('*.py'))
+  text = ''.join(path.read_text() for path in (ROOT / module.split('.')[0]).glob('*.py'))
   for argument in arguments:
     name = argument.strip('[]').partition('=')[0]
-    assert name == '…' or f"'{name}'" in text, f'{module} has no {name}'
+    assert name in ('…', '--help') or f"'{name}'" in text, f'{module} has no {name}'
 
 
 def check_python(words: list[str]) -> None:
@@ -75,8 +75,9 @@ def check_python(words: list[str]) -> None:
     words = words[: words.index('--')]
     if behind[:2] == ['python', '-m']:
       check_python(behind[2:])
-  if words[0].startswith('launch.') and words[0] not in ('launch.preflight', 'launch.weak_scaling'):
-    check_launcher(words)
+  with_absl = words[0] in ('launch.preflight', 'launch.weak_scaling')
+  if words[0].split('.')[0] in ('launch', 'benchmarks') and not with_absl:
+    check_argparse(words)
     return
   module, *arguments = words
   path = module_file(module)

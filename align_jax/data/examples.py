@@ -11,7 +11,7 @@ from PIL import Image
 from align_jax.data.images import ImageError, decode_picture
 from align_jax.data.quarantine import Skipped
 from align_jax.data.record import Record
-from align_jax.data.transforms import Transform, apply_to_picture
+from align_jax.data.transforms import Transform, apply_to_bytes, apply_to_picture
 from align_jax.errors import UserError
 from align_jax.modality import MODALITIES
 
@@ -139,12 +139,11 @@ class Reader:
     try:
       # without captions there is nothing to be equal in: a group of its own
       group = caption_group(caption or f'\0{source.spec}\0{record.id}')
-      picture = decode_picture(record.image, self.max_pixels)
+      image = apply_to_bytes(self.transform, record.image, rng, self.max_pixels)
     except UnicodeEncodeError:
       return Skipped(record.id, source.spec, 'bad caption')
     except ImageError as error:
       return Skipped(record.id, source.spec, error.reason)
-    image = apply_to_picture(self.transform, picture, rng)
     partner = self._partner(record)
     partner_image = None
     if isinstance(partner, tuple):

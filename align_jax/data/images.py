@@ -1,10 +1,15 @@
 """From encoded bytes to upright RGB pixels, with a size limit that is checked before decoding."""
 
+import contextlib
 import io
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
+
+# left, top, right, bottom, in pixels; of a picture made smaller also between them
+Box = tuple[int | float, int | float, int | float, int | float]
 
 FORMATS = ('PNG', 'JPEG', 'WEBP')
 MAX_PIXELS = 50_000_000
@@ -39,15 +44,70 @@ def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
   Raises:
     ImageError: `format` (none of the three formats), `too_large`, `corrupt` (truncated or damaged).
   """
+  with _reasons():
+    return _finish(_open(data, max_pixels))
+
+
+def decode_part(
+  data: bytes, choose: Callable[[int, int], Box], size: int, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, Box]:
+  """Decodes a picture of which one box is to become `size` pixels square, no finer than needed.
+
+  A JPEG is made of frequencies, from which a decoder can make a picture of a half, a quarter or an
+  eighth of the size for less than the whole. It does so here where the box still has `size` pixels
+  on both sides. What the box then becomes is nearly what it would have become of the whole picture:
+  see tests/data/test_images.py for how nearly.
+
+  Args:
+    data: the encoded bytes.
+    choose: is told the picture's upright width and height; returns (left, top, right, bottom).
+    size: side of the result, pixels.
+    max_pixels: as in `decode_picture`.
+
+  Returns: the picture as `decode_picture` gives it, or smaller, and where the box is in it.
+  Raises: ImageError as `decode_picture` does.
+  """
+  with _reasons():
+    image = _open(data, max_pixels)
+    # only what needs no turning: then the file's own axes are the picture's
+    if image.format != 'JPEG' or not _ORIENTATION_KEYS.isdisjoint(image.info):
+      picture = _finish(image)
+      return picture, choose(*picture.size)
+    width, height = image.size
+    box = choose(width, height)
+    finer = int(min(box[2] - box[0], box[3] - box[1])) // size
+    drafted = None
+    if finer >= 2:
+      factor = max(f for f in (2, 4, 8) if f <= finer)
+      drafted = image.draft(None, (max(1, width // factor), max(1, height // factor)))
+    picture = _finish(image)
+    factor = round(width / drafted[1][2]) if drafted else 1
+    left, top, right, bottom = (side / factor for side in box)
+    return picture, (left, top, right, bottom)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+  """Reads the header."""
   if not _known_format(data):
     raise ImageError('format', f'not one of {", ".join(FORMATS)}')
+  image = Image.open(io.BytesIO(data), formats=FORMATS)
+  width, height = image.size
+  if width * height > max_pixels:
+    raise ImageError('too_large', f'{width} x {height} pixels, at most {max_pixels} allowed')
+  return image
+
+
+def _finish(image: Image.Image) -> Image.Image:
+  """Decodes the pixels."""
+  image.load()
+  return _to_rgb(_upright(image))
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+  """Turns whatever a decoder raises into an ImageError."""
   try:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    width, height = image.size
-    if width * height > max_pixels:
-      raise ImageError('too_large', f'{width} x {height} pixels, at most {max_pixels} allowed')
-    image.load()
-    return _to_rgb(_upright(image))
+    yield
   except (ImageError, MemoryError):
     raise
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

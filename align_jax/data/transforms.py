@@ -1,6 +1,7 @@
 """Pixels to a square of the model's size: the processors of CLIP and SigLIP, and augmentation."""
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from align_jax.data.images import MAX_PIXELS, Box, decode_part, decode_picture
 from align_jax.errors import UserError
 
 _FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
@@ -84,9 +86,34 @@ def apply_to_picture(
   if transform.mode == 'eval':
     return np.asarray(_fit(transform, picture))
   if transform.min_scale < 1:
-    picture = _random_resized_crop(transform, picture, rng)
-  else:
-    picture = _fit(transform, picture)
+    box = random_box(transform, *picture.size, rng)
+    return _augment(transform, _cut(transform, picture, box), rng)
+  return _augment(transform, _fit(transform, picture), rng)
+
+
+def apply_to_bytes(
+  transform: Transform, data: bytes, rng: np.random.Generator, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, 'size size 3']:
+  """Decodes a picture and does what `apply` does, with the same draws.
+
+  In `train` mode with random crops, a JPEG whose crop is twice the result's size or more is decoded
+  at a fraction of its size (see `images.decode_part`); pixels then differ a little from `apply`.
+  In all other cases they are equal.
+
+  Raises:
+    ImageError: the bytes give no picture.
+  """
+  if transform.mode == 'eval' or transform.min_scale == 1:
+    return apply_to_picture(transform, decode_picture(data, max_pixels), rng)
+  choose = functools.partial(random_box, transform, rng=rng)
+  picture, box = decode_part(data, choose, transform.image_size, max_pixels)
+  return _augment(transform, _cut(transform, picture, box), rng)
+
+
+def _augment(
+  transform: Transform, picture: Image.Image, rng: np.random.Generator
+) -> UInt8[np.ndarray, 'size size 3']:
+  """Mirrors and recolours."""
   if transform.flip and rng.random() < 0.5:
     picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   if transform.colour:
@@ -154,14 +181,15 @@ def _centre(picture: Image.Image, width: int, height: int) -> Image.Image:
   return picture.crop((left, top, left + width, top + height))
 
 
-def _random_resized_crop(
-  transform: Transform, picture: Image.Image, rng: np.random.Generator
-) -> Image.Image:
-  """Inception's crop: a random share of the area, aspect ratio in [3/4, 4/3], made square.
+def random_box(
+  transform: Transform, width: int, height: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+  """Inception's crop: a random share of the area, aspect ratio in [3/4, 4/3].
+
+  Returns: left, top, right, bottom; pixels of a picture of `width` x `height`.
 
   Source: Szegedy et al. 2015, arXiv 1409.4842, section 6, with the bounds as in torchvision.
   """
-  width, height = picture.size
   lowest, highest = math.log(_RATIOS[0]), math.log(_RATIOS[1])
   for _ in range(10):
     scale, ratio, x, y = rng.random(4).tolist()
@@ -175,5 +203,10 @@ def _random_resized_crop(
     w = min(width, max(1, round(height * _RATIOS[1])))
     h = min(height, max(1, round(width / _RATIOS[0])))
     left, top = (width - w) // 2, (height - h) // 2
+  return left, top, left + w, top + h
+
+
+def _cut(transform: Transform, picture: Image.Image, box: Box) -> Image.Image:
+  """A box of a picture, made square."""
   size = (transform.image_size, transform.image_size)
-  return picture.resize(size, _FILTERS[transform.interpolation], (left, top, left + w, top + h))
+  return picture.resize(size, _FILTERS[transform.interpolation], box)

@@ -1,6 +1,8 @@
 """The layers that towers are built of."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,6 +15,7 @@ from jaxtyping import Bool, Float
 from align_jax.models.adapter import Adapter, Gate, LoraConfig
 from align_jax.models.attention import Backend, attend
 from align_jax.models.param import Init, param
+from align_jax.models.products import product
 
 Activation = Literal['quick_gelu', 'gelu', 'gelu_tanh']
 Dtype = Literal['float32', 'bfloat16']
@@ -40,10 +43,43 @@ class BlockConfig:
 
 
 def activate(kind: Activation) -> Callable[[Array], Array]:
-  """Returns the activation function."""
+  """Returns the activation function. Reverse mode only."""
+  return functools.partial(_activated, kind)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _activated(kind: Activation, x: Array) -> Array:
   if kind == 'quick_gelu':
-    return lambda x: x * jax.nn.sigmoid(1.702 * x)
-  return lambda x: jax.nn.gelu(x, approximate=kind == 'gelu_tanh')
+    return x * jax.nn.sigmoid(1.702 * x)
+  return jax.nn.gelu(x, approximate=kind == 'gelu_tanh')
+
+
+def _activated_forward(kind: Activation, x: Array) -> tuple[Array, Array]:
+  return _activated(kind, x), x
+
+
+def _activated_backward(kind: Activation, x: Array, gradient: Array) -> tuple[Array]:
+  # behind the barrier nothing is shared with the forward pass: what is cheap to compute again is
+  # not kept, which saves more time at the memory than it costs
+  x = jax.lax.optimization_barrier(x).astype(jnp.float32)
+  return (gradient * _slope(kind, x).astype(gradient.dtype),)
+
+
+_activated.defvjp(_activated_forward, _activated_backward)
+
+
+def _slope(kind: Activation, x: Array) -> Array:
+  """The derivative of an activation."""
+  if kind == 'quick_gelu':
+    share = jax.nn.sigmoid(1.702 * x)
+    return share * (1 + 1.702 * x * (1 - share))
+  if kind == 'gelu':
+    density = jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return 0.5 * (1 + jax.lax.erf(x / math.sqrt(2))) + x * density
+  # 0.5 x (1 + tanh(u)), u = √(2/π) (x + 0.044715 x³)
+  root = math.sqrt(2 / math.pi)
+  tanh = jnp.tanh(root * (x + 0.044715 * x**3))
+  return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * root * (1 + 3 * 0.044715 * x**2)
 
 
 class Linear(nnx.Module):
@@ -69,7 +105,7 @@ class Linear(nnx.Module):
   ) -> Float[Array, 'batch *positions out']:
     # one flat product: XLA's CPU backend takes three times as long for the weights' gradient of a
     # batched one
-    flat = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+    flat = product(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype))
     y = flat.reshape(*x.shape[:-1], flat.shape[-1])
     if self.bias is not None:
       y = y + self.bias[...].astype(x.dtype)

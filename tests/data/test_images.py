@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align_jax.data.images import ImageError, decode_image
+from align_jax.data.images import ImageError, decode_image, decode_part
 
 
 def encode(image: Image.Image, form: str = 'PNG', **options) -> bytes:
@@ -153,6 +153,68 @@ def test_other_formats_are_refused():
   for form in ('GIF', 'BMP', 'TIFF'):
     assert reason(encode(Image.fromarray(noise()), form)) == 'format'
   assert reason(b'<svg xmlns="http://www.w3.org/2000/svg"/>') == 'format'
+
+
+def smooth(height: int, width: int) -> Image.Image:
+  """As smooth as photographs are, with a sharp edge."""
+  coarse = Image.fromarray(noise(max(2, height // 12), max(2, width // 12)))
+  image = coarse.resize((width, height), Image.Resampling.BICUBIC)
+  image.paste((250, 20, 40), (width // 3, height // 3, width // 2, height // 2))
+  return image
+
+
+@pytest.mark.parametrize(
+  ('box', 'factor'),
+  [
+    ((0, 0, 401, 301), 4),
+    ((10, 20, 260, 220), 2),
+    ((10, 20, 137, 220), 1),  # one side too short to be halved
+    ((100, 50, 163, 113), 1),
+    ((0, 0, 401, 63), 1),
+  ],
+)
+def test_a_part_is_decoded_no_finer_than_needed(box, factor):
+  image = smooth(301, 401)
+  data = encode(image, 'JPEG', quality=92)
+  seen = []
+  picture, found = decode_part(data, lambda *size: seen.append(size) or box, 64)
+  assert seen == [(401, 301)]
+  assert picture.size == (-(-401 // factor), -(-301 // factor))
+  np.testing.assert_allclose(np.array(found) * factor, box)
+  whole = Image.fromarray(decode_image(data)).resize((64, 64), 3, box)
+  part = picture.resize((64, 64), 3, found)
+  difference = np.abs(np.asarray(part).astype(int) - np.asarray(whole))
+  assert difference.mean() < 1.5 if factor > 1 else difference.max() == 0
+
+
+def test_a_part_of_anything_else_is_that_of_the_whole():
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  image = smooth(96, 160)
+  for data, size in (
+    (encode(image, 'PNG'), (160, 96)),
+    (encode(image, 'JPEG', exif=exif), (96, 160)),  # upright
+  ):
+    picture, box = decode_part(data, lambda width, height: (0, 0, width, height), 16)
+    assert picture.size == size and box == (0, 0, *size)
+    np.testing.assert_array_equal(np.asarray(picture), decode_image(data))
+
+
+@pytest.mark.parametrize('mode', ['L', 'CMYK'])
+def test_a_part_of_other_colours_becomes_rgb(mode):
+  data = encode(smooth(128, 128).convert(mode), 'JPEG')
+  picture, _ = decode_part(data, lambda width, height: (0, 0, width, height), 16)
+  assert picture.mode == 'RGB' and picture.size == (16, 16)
+
+
+def test_a_part_of_damaged_bytes_has_a_reason():
+  data = encode(smooth(128, 128), 'JPEG')
+  for broken, why in ((data[:300], 'corrupt'), (b'GIF89a', 'format'), (data, 'too_large')):
+    with pytest.raises(ImageError) as caught:
+      decode_part(
+        broken, lambda width, height: (0, 0, width, height), 16, 1000 if broken is data else 10**6
+      )
+    assert caught.value.reason == why
 
 
 def test_random_damage_gives_pixels_or_a_reason():

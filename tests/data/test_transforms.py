@@ -1,13 +1,21 @@
 """Eval pixels equal Hugging Face's processors; train draws stay within their bounds."""
 
 import colorsys
+import io
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from align_jax.data.transforms import Transform, apply, apply_to_picture, colour_matrix
+from align_jax.data.images import decode_image
+from align_jax.data.transforms import (
+  Transform,
+  apply,
+  apply_to_bytes,
+  apply_to_picture,
+  colour_matrix,
+)
 from align_jax.errors import UserError
 
 
@@ -129,6 +137,41 @@ def test_same_generator_same_pixels_and_both_entries_agree():
   np.testing.assert_array_equal(first, apply(transform, image, rng(5)))
   np.testing.assert_array_equal(first, apply_to_picture(transform, Image.fromarray(image), rng(5)))
   assert (first != apply(transform, image, rng(6))).any()
+
+
+def encoded(image: np.ndarray, form: str) -> bytes:
+  out = io.BytesIO()
+  Image.fromarray(image).save(out, form)
+  return out.getvalue()
+
+
+@pytest.mark.parametrize('form', ['PNG', 'JPEG'])
+@pytest.mark.parametrize(
+  'transform',
+  [
+    Transform(16),
+    Transform(16, 'train', flip=True, colour=0.4),
+    Transform(24, 'train', min_scale=0.3, flip=True, colour=0.4),  # no crop is twice as large
+  ],
+)
+def test_from_bytes_equals_from_pixels(form, transform):
+  data = encoded(noise(40, 44), form)
+  for seed in range(5):
+    got = apply_to_bytes(transform, data, rng(seed))
+    np.testing.assert_array_equal(got, apply(transform, decode_image(data), rng(seed)))
+
+
+def test_a_large_jpeg_is_decoded_smaller_with_the_same_draws_and_nearly_the_same_pixels():
+  coarse = Image.fromarray(noise(20, 30)).resize((600, 400), Image.Resampling.BICUBIC)
+  data = encoded(np.asarray(coarse), 'JPEG')
+  transform = Transform(64, 'train', min_scale=0.2, flip=True)
+  for seed in range(10):
+    ours, exact = rng(seed), rng(seed)
+    got = apply_to_bytes(transform, data, ours)
+    want = apply(transform, decode_image(data), exact)
+    assert ours.bit_generator.state == exact.bit_generator.state
+    assert np.abs(got.astype(int) - want).mean() < 1.0
+    np.testing.assert_array_equal(got, apply_to_bytes(transform, data, rng(seed)))
 
 
 def jittered(pixel: tuple[int, int, int], matrix: tuple[float, ...]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Norms, activations and linear layers against NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,6 +37,18 @@ def test_activations():
   }
   for kind, y in expected.items():
     np.testing.assert_allclose(activate(kind)(jnp.asarray(x, jnp.float32)), y, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['quick_gelu', 'gelu', 'gelu_tanh'])
+def test_activations_have_the_slope_of_their_formula(kind):
+  plain = {
+    'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  }[kind]
+  x = jnp.asarray([*np.linspace(-6, 6, 101), -100.0, 100.0], jnp.float32)
+  ours, theirs = (jax.grad(lambda x, f=f: jnp.sum(f(x)))(x) for f in (activate(kind), plain))
+  np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_linear_computes_in_the_dtype_of_its_input():
