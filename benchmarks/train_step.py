@@ -24,21 +24,18 @@ from align_jax.errors import UserError, did_you_mean
 from align_jax.models.flat import count
 from align_jax.models.variants import VARIANTS
 from align_jax.objectives import make_objective
+from align_jax.parallel.chips import find_peak
 from align_jax.parallel.mesh import put_batch
 from align_jax.train.config import TrainConfig
 from align_jax.train.plan import Plan, plan
 from align_jax.train.state import create_state
 from benchmarks import common
-from launch.chips import CHIPS
 
 FORMULA = (
   '3 x forward; forward = matrix products at 2 FLOPs a multiply-add: patches, projections '
   '2LW(4W+2M) and attention 4LLW a block, projections of the embeddings'
 )
 CHECKED_STEPS = 3
-# bf16 FLOP/s of GPUs by a part of their name, dense, from NVIDIA's data sheets; for TPUs see
-# launch/chips.py
-GPU_PEAKS = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L4': 121e12}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +148,8 @@ class JaxStep:
 
 def peak_flops(dtype: str) -> float | None:
   """FLOP/s the chip can do at most in bfloat16; None where it is not known (CPUs, float32)."""
-  device = jax.devices()[0]
-  if dtype != 'bfloat16' or device.platform == 'cpu':
-    return None
-  kind = device.device_kind
-  tpu = [chip.flops for name, chip in CHIPS.items() if name in kind.lower().replace(' lite', 'e')]
-  gpu = [flops for name, flops in GPU_PEAKS.items() if name in kind]
-  return next(iter(tpu + gpu), None)
+  peak = find_peak(jax.devices()[0]) if dtype == 'bfloat16' else None
+  return peak.flops if peak else None
 
 
 def matmul_flops(size: int = 1536) -> float:

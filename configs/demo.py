@@ -2,7 +2,7 @@
 
   make demo      (python -m align_jax.study --config=configs/demo.py --workdir=runs/demo)
 
-A base model learns from 2,000 real scenes. A generator learns from the same scenes and draws 3,000
+A base model learns from 2,000 real scenes. A generator learns from the same scenes and draws 2,500
 images: of the captions of those scenes, and of captions whose images nobody saw. Then four arms
 spend the same number of steps. Under 15 minutes on 2 CPU cores. On your own images:
 `--config.data.real=folder:DIR --config.data.held_out="{}" --config.templates=photo`.
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
       'real': clip.SCENES,
       'held_out': {'compositions': f'{clip.SCENES}&split=compositions'},
       'train_count': 2000,
-      'extra_count': 1000,
+      'extra_count': 500,
       'test_count': 1000,
     }
   )
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
   config.generator = generator()
   config.sampling = ConfigDict(
     {
-      'count': 3000,
+      'count': 2500,
       'gap_count': 300,
       'steps': 8,
       'guidance': 3.0,
@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
 def base() -> ConfigDict:
   """The model that every arm starts from: real images alone."""
   config = clip.get_config()
-  config.steps = 400
+  config.steps = 350
   config.data.real = '{real}'
   config.checkpoint = ConfigDict({'every': 250, 'keep': 1})
   return config
@@ -79,7 +79,7 @@ def base() -> ConfigDict:
 def generator() -> ConfigDict:
   """A text-conditional rectified-flow model on the same real images."""
   config = flow.get_config()
-  config.steps = 600
+  config.steps = 450
   config.data.real = '{real}'
   return config
 

@@ -11,7 +11,7 @@ the whole batch, adapters of rank 4 as in its section 3.2.
 
 from ml_collections import ConfigDict
 
-from configs import siglip_b16
+from configs import gmail, siglip_b16
 from configs.siglip_large import resized
 
 
@@ -19,18 +19,10 @@ def get_config(size: str = 'b16') -> ConfigDict:
   """Returns the experiment; `size` is any of `configs.siglip_large.SIZES`."""
   config = resized(siglip_b16.get_config(), size)
   config.steps = 10_000
-  config.objective = ConfigDict(
-    {
-      'name': 'gmail',
-      'form': 'one_way',
-      'temperature': 0.07,
-      'pair_weight': 1.0,
-      'text_weight': 0.0,
-      'learn_projection': True,
-    }
-  )
-  config.model.projection = 'dual'
-  config.model.lora = ConfigDict({'rank': 4, 'alpha': 4.0, 'layers': ('attention', 'mlp')})
+  align = gmail.get_config()
+  config.objective = align.objective
+  config.model.projection = align.model.projection
+  config.model.lora = align.model.lora
   config.optimizer.lr = 5e-4
   config.optimizer.schedule = 'cosine'
   config.optimizer.warmup_steps = 500

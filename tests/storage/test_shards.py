@@ -117,6 +117,15 @@ def test_an_object_that_changed_is_another_entry(spec, photos, bucket, cache):
   assert len(cached(cache)) == SHARDS + 1
 
 
+def in_threads(count, read):
+  """Calls `read(i)` in so many threads at once, and waits for them."""
+  threads = [threading.Thread(target=read, args=(i,)) for i in range(count)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+
+
 def test_threads_fetch_a_shard_once(spec, photos, faults):
   source, truth, got = open_source(spec), list(open_source(photos)), {}
   barrier = threading.Barrier(8)
@@ -125,11 +134,7 @@ def test_threads_fetch_a_shard_once(spec, photos, faults):
     barrier.wait()
     got[thread] = list(source)
 
-  threads = [threading.Thread(target=read, args=(i,)) for i in range(8)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
+  in_threads(8, read)
   assert all(records == truth for records in got.values()) and len(got) == 8
   assert len(faults.downloads('.arrayrecord')) == SHARDS
 
@@ -143,11 +148,7 @@ def test_processes_that_fetch_the_same_shard_do_not_disturb_each_other(spec, pho
     barrier.wait()
     got[number] = list(source)
 
-  threads = [threading.Thread(target=read, args=(i,)) for i in range(4)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
+  in_threads(4, read)
   assert all(records == truth for records in got.values()) and len(got) == 4
   assert len(cached(cache)) == SHARDS
 

@@ -31,6 +31,7 @@ from align_jax.train.checkpoints import Checkpoints, load_params
 from align_jax.train.loop import train
 from align_jax.train.metrics import read_metrics
 from tests import tiny
+from tests.train import disk
 
 STEPS, STRIKES = 6, 4  # checkpoints and evaluations after steps 2, 4 and 6
 
@@ -299,14 +300,8 @@ def fill_up(run, moment):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A real file system of 16 MiB."""
-  folder = tmp_path / 'disk'
-  folder.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', str(folder)]
-  if subprocess.run(mount, capture_output=True, check=False).returncode:
-    pytest.skip('mounting a small file system needs root')
-  yield folder
-  subprocess.run(['umount', '-l', str(folder)], check=True)
+  with disk.small_disk(tmp_path / 'disk', mebibytes=16) as folder:
+    yield folder
 
 
 def corrupt_all(run, moment):

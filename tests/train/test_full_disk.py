@@ -1,7 +1,5 @@
 """A disk that fills up while a checkpoint is written: one line, and the one before survives."""
 
-import subprocess
-
 import numpy as np
 import pytest
 
@@ -10,18 +8,13 @@ from align_jax.objectives import make_objective
 from align_jax.train.checkpoints import load_params
 from align_jax.train.loop import train
 from tests import tiny
+from tests.train import disk
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A real file system of 4 MiB."""
-  folder = tmp_path / 'disk'
-  folder.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(folder)]
-  if subprocess.run(mount, capture_output=True, check=False).returncode:
-    pytest.skip('mounting a small file system needs root')
-  yield folder
-  subprocess.run(['umount', '-l', str(folder)], check=True)
+  with disk.small_disk(tmp_path / 'disk', mebibytes=4) as folder:
+    yield folder
 
 
 def test_the_earlier_checkpoint_survives_a_full_disk(small_disk, tmp_path):
