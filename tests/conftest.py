@@ -1,21 +1,23 @@
 """Every test runs with shape-checked signatures and eight simulated devices."""
 
+import gc
 import os
 from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+# many tests, and the processes they start, train the same tiny programs: each compiles once
+_XLA = Path(__file__).parent.parent / '.pytest_cache/xla'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_XLA))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update('jax_num_cpu_devices', 8)
-# many tests train the same tiny programs: each compiles once
-jax.config.update(
-  'jax_compilation_cache_dir', str(Path(__file__).parent.parent / '.pytest_cache/xla')
-)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+# tracing makes millions of small objects, of which few are garbage
+gc.set_threshold(100_000, 50, 50)
 # kept for the whole session: modules imported later are checked as well
 _hook = install_import_hook('align_jax', 'beartype.beartype')
 
@@ -32,3 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
   """Whether golden files are to be rewritten rather than compared with."""
   return request.config.getoption('--update-golden')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_heap():
+  """Forgets a module's programs when it ends: they would slow down all that comes after it."""
+  yield
+  jax.clear_caches()
+  gc.collect()
