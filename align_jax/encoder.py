@@ -28,6 +28,7 @@ class Encoder:
   Attributes:
     transform: how an image must be prepared for `embed_images`.
     image_size: side of the images, pixels.
+    tokenizer, length: of texts; tokens of each.
   """
 
   def __init__(
@@ -41,7 +42,7 @@ class Encoder:
     self.transform = transform
     self.image_size = transform.image_size
     self.dual_projection = config.projection == 'dual'
-    self._tokenizer, self._length = tokenizer, length
+    self.tokenizer, self.length = tokenizer, length
     self._params = {name: jax.numpy.asarray(p) for name, p in params.items()}
     skeleton = Skeleton(lambda rngs: DualEncoder(config, rngs))
 
@@ -75,7 +76,7 @@ class Encoder:
 
   def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, 'n dim']:
     """Embeds texts of any length; what is longer than the model reads is cut."""
-    tokens = self._tokenizer.encode(texts, self._length)
+    tokens = self.tokenizer.encode(texts, self.length)
     return self._batched(lambda b: self._text(self._params, b), tokens)
 
   def _batched(self, fn: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
@@ -92,13 +93,18 @@ class Encoder:
 def make_encoder(config: TrainConfig, params: Params, tokenizer: Tokenizer) -> Encoder:
   """An encoder from a training config and parameters, for instance in the middle of training."""
   model = build(DualEncoderConfig, config.model_fields, 'config.model')
-  transform = Transform(
-    image_size=model.image_size,
+  return Encoder(model, params, tokenizer, eval_transform(config), config.data.length)
+
+
+def eval_transform(config: TrainConfig) -> Transform:
+  """What an image must go through before a model of this config embeds it."""
+  return Transform(
+    image_size=config.model['image']['image_size'],
     mode='eval',
     resize=config.data.resize,
     interpolation=config.data.interpolation,
+    short_side=config.data.short_side,
   )
-  return Encoder(model, params, tokenizer, transform, config.data.length)
 
 
 def load_run(workdir: AnyPath, *, step: int | None = None) -> Encoder:

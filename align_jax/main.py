@@ -13,7 +13,6 @@ from typing import cast
 from absl import flags
 
 from align_jax import cli
-from align_jax.config import build
 from align_jax.data.sources import open_as
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.encoder import make_encoder
@@ -24,6 +23,7 @@ from align_jax.objectives import make_objective
 from align_jax.parallel.distributed import DistributedConfig, initialize
 from align_jax.storage import AnyPath, open_path
 from align_jax.train.config import TrainConfig
+from align_jax.train.init import make_config
 from align_jax.train.journal import Observe
 from align_jax.train.loop import train
 from align_jax.train.profiling import parse_steps
@@ -59,7 +59,7 @@ def main() -> None:
       _COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value, _START.value
     )
   )
-  config = build(TrainConfig, _CONFIG.value.to_dict())
+  config = make_config(_CONFIG.value.to_dict())
   workdir = open_path(_WORKDIR.value)
   project = _WANDB_PROJECT.value
   observe = Observe(

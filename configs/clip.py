@@ -4,6 +4,9 @@
 
 About three minutes on 2 CPU cores. On your own images:
 `--config.data.real='folder:DIR?split=train'` (class subfolders, or a captions.jsonl).
+
+`--config=configs/clip.py:openai` gives the same sizes OpenAI's architecture, which
+`python -m align_jax.export` can write as a `CLIPModel`.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -11,8 +14,8 @@ from ml_collections import ConfigDict, config_dict
 SCENES = 'emoji:scenes?size=32&concepts=60&max_objects=2&captions=short'
 
 
-def get_config() -> ConfigDict:
-  """Returns the experiment."""
+def get_config(flavour: str = 'mean') -> ConfigDict:
+  """Returns the experiment; `flavour` is `mean` (pooling of both towers) or `openai`."""
   config = ConfigDict()
   config.seed = 0
   config.steps = 1000
@@ -27,7 +30,7 @@ def get_config() -> ConfigDict:
       'same_caption_is_positive': True,
     }
   )
-  config.model = dual_encoder()
+  config.model = {'mean': dual_encoder, 'openai': openai_dual_encoder}[flavour]()
   config.data = ConfigDict(
     {
       'real': f'{SCENES}&split=train&count=3000',
@@ -127,3 +130,11 @@ def dual_encoder() -> ConfigDict:
       'max_scale': 100.0,
     }
   )
+
+
+def openai_dual_encoder() -> ConfigDict:
+  """The same sizes as OpenAI built them: a class token, a causal text tower read at its end."""
+  config = dual_encoder()
+  config.image.update(pool='cls', pre_norm=True, patch_bias=False, eps=1e-5)
+  config.text.update(causal=True, pool='eot', mask_padding=False, eps=1e-5)
+  return config

@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
         'mask_padding': False,
       },
       'dim': 768,
+      'image_projection': False,
       'projection': 'single',
       'projection_bias': True,
       'init_scale': 10.0,

@@ -32,7 +32,7 @@ def resized(config: ConfigDict, size: str) -> ConfigDict:
   if pixels % patch:
     config.model.image.drop_edge = True  # as published: 27 patches of 14 pixels of 384
   config.model.text.update(dataclasses.asdict(variant(text)))
-  config.model.dim = variant(text).width
+  config.model.dim = variant(image).width
   return config
 
 

@@ -15,10 +15,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from align_jax import cli
-from align_jax.config import build
 from align_jax.errors import UserError
 from align_jax.files import write_file
-from align_jax.train.config import TrainConfig
+from align_jax.train.init import make_config
 from launch.analysis import look
 from launch.chips import parse_topology
 from launch.compiler import prepare
@@ -38,7 +37,7 @@ _SEARCH_LIMIT = flags.DEFINE_integer(
 
 def main() -> None:
   """Compiles, prints the page, searches where asked to, writes the JSON."""
-  config = build(TrainConfig, _CONFIG.value.to_dict())
+  config = make_config(_CONFIG.value.to_dict())
   topology = parse_topology(_TOPOLOGY.value)
   prepare()
   name = _config_name()

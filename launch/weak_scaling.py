@@ -17,9 +17,8 @@ from typing import Any
 from absl import flags
 
 from align_jax import cli
-from align_jax.config import build
 from align_jax.files import write_file
-from align_jax.train.config import TrainConfig
+from align_jax.train.init import make_config
 from launch.analysis import look
 from launch.compiler import prepare
 from launch.report import to_json
@@ -36,7 +35,7 @@ _PLOT = flags.DEFINE_string('plot', None, 'File to draw the three times to, .png
 
 def main() -> None:
   """Compiles for every slice, prints the table, writes the JSON and the plot."""
-  config = build(TrainConfig, _CONFIG.value.to_dict())
+  config = make_config(_CONFIG.value.to_dict())
   topologies = read_topologies(_TOPOLOGIES.value)
   prepare()
   points: list[Point] = []

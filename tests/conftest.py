@@ -7,8 +7,9 @@ from pathlib import Path
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 # many tests, and the processes they start, train the same tiny programs: each compiles once
-_XLA = Path(__file__).parent.parent / '.pytest_cache/xla'
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_XLA))
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parent.parent / '.pytest_cache/xla')
+)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 import jax

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 DOCSTRINGS = [
   *(ROOT / 'launch' / name for name in ('preflight.py', 'weak_scaling.py', 'local.py')),
-  *(ROOT / 'align_jax' / name for name in ('main.py', 'evaluate.py', 'study/__main__.py')),
+  *(
+    ROOT / 'align_jax' / name
+    for name in ('main.py', 'evaluate.py', 'export.py', 'study/__main__.py')
+  ),
   ROOT / 'align_jax' / 'data' / 'convert.py',
   *sorted((ROOT / 'configs').glob('*.py')),
 ]

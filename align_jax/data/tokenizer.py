@@ -126,7 +126,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
     min_frequency=2,
-    special_tokens=[PAD, START, END],
+    # not the end token third: `transformers`' CLIP takes an end token of id 2 for another
+    special_tokens=[PAD, END, START],
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )

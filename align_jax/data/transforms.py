@@ -29,6 +29,7 @@ class Transform:
     resize: `crop` scales the shorter side and crops the centre (CLIP), `squash` ignores the aspect
       ratio (SigLIP).
     interpolation: the resampling filter.
+    short_side: of `crop`: the shorter side before the centre is cut out; 0: `image_size`.
     min_scale: lower bound of a random crop's share of the area (upper bound 1); 1 takes no random
       crop but resizes as in `eval`.
     flip: mirror every second picture. Wrong where captions say left and right.
@@ -43,8 +44,14 @@ class Transform:
   min_scale: float = 1.0
   flip: bool = False
   colour: float = 0.0
+  short_side: int = 0
 
   def __post_init__(self):
+    if self.short_side and (self.short_side < self.image_size or self.resize != 'crop'):
+      raise UserError(
+        f'transform.short_side: {self.short_side} is for resize=crop, at least image_size '
+        f'{self.image_size}; set 0'
+      )
     if self.image_size < 1:
       raise UserError(f'transform.image_size: {self.image_size} is no size; set 1 or more')
     if not 0 < self.min_scale <= 1:
@@ -74,7 +81,7 @@ def apply(
   plain = transform.mode == 'eval' or not (
     transform.min_scale < 1 or transform.flip or transform.colour
   )
-  if plain and image.shape[:2] == (size, size):
+  if plain and image.shape[:2] == (size, size) and not transform.short_side:
     return image
   return apply_to_picture(transform, Image.fromarray(image), rng)
 
@@ -159,10 +166,11 @@ def _jitter_colour(picture: Image.Image, strength: float, rng: np.random.Generat
 def _fit(transform: Transform, picture: Image.Image) -> Image.Image:
   """Resizes without a random draw."""
   size, resample = transform.image_size, _FILTERS[transform.interpolation]
-  if picture.size == (size, size):
+  if picture.size == (size, size) and not transform.short_side:
     return picture
   if transform.resize == 'squash':
     return picture.resize((size, size), resample)
+  short = transform.short_side or size
   width, height = picture.size
   if max(height, width) > _MAX_ASPECT * min(height, width):
     # Scaling the short side of a hair-thin picture would blow the long one up past any memory.
@@ -170,9 +178,9 @@ def _fit(transform: Transform, picture: Image.Image) -> Image.Image:
     picture = _centre(picture, min(width, _MAX_ASPECT * height), min(height, _MAX_ASPECT * width))
     width, height = picture.size
   if width <= height:
-    picture = picture.resize((size, int(size * height / width)), resample)
+    picture = picture.resize((short, int(short * height / width)), resample)
   else:
-    picture = picture.resize((int(size * width / height), size), resample)
+    picture = picture.resize((int(short * width / height), short), resample)
   return _centre(picture, size, size)
 
 

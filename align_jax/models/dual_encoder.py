@@ -31,8 +31,9 @@ class DualEncoderConfig:
     image, text: the towers.
     dim: of the shared space.
     lora: adapters of the generated track; None: both modalities share everything but projections.
+    image_projection: False: the pooled image is the embedding, as in SigLIP; `dim` is its width.
     projection: `single`, or `dual`: generated images have a projection of their own (GMAIL).
-    projection_bias: SigLIP's projections have a bias, CLIP's have not.
+    projection_bias: SigLIP's text projection has a bias, CLIP's have not.
     init_scale: the inverse temperature at first, 1/0.07 for CLIP, 10 for SigLIP.
     init_bias: of the sigmoid loss, −10 in the paper, −2.71 for small locked-text batches; None: no
       bias, as CLIP.
@@ -43,6 +44,7 @@ class DualEncoderConfig:
   text: TextConfig
   dim: int
   lora: LoraConfig | None = None
+  image_projection: bool = True
   projection: Literal['single', 'dual'] = 'single'
   projection_bias: bool = False
   init_scale: float = 1 / 0.07
@@ -54,6 +56,11 @@ class DualEncoderConfig:
       raise UserError(
         f'config.model.init_scale: {self.init_scale} is outside (0, max_scale {self.max_scale}]'
       )
+    if not self.image_projection and self.image.width != self.dim:
+      raise UserError(
+        f'config.model.dim: {self.dim}, but without an image projection it is the width of the '
+        f'image tower; set {self.image.width}, or image_projection=True'
+      )
 
   @property
   def image_size(self) -> int:
@@ -62,7 +69,8 @@ class DualEncoderConfig:
   @property
   def image_flops(self) -> int:
     """Operations of one image forward, its projection included; matrix products alone."""
-    return self.image.flops + 2 * self.image.width * self.dim
+    projected = self.image_projection or self.projection == 'dual'
+    return self.image.flops + (2 * self.image.width * self.dim if projected else 0)
 
   @property
   def text_flops(self) -> int:
@@ -100,9 +108,13 @@ class DualEncoder(nnx.Module):
     size = (config.image.width, config.dim)
     init = nnx.initializers.normal(config.image.width**-0.5)
     axes = ('embed', 'out')
-    self.image_projection = Linear(size, axes, rngs, bias=bias, init=init)
+    self.image_projection = (
+      Linear(size, axes, rngs, bias=bias, init=init) if config.image_projection else None
+    )
     # both tracks begin as the same function
-    kernel = self.image_projection.kernel[...]
+    kernel = (
+      self.image_projection.kernel[...] if self.image_projection is not None else jnp.eye(*size)
+    )
     self.generated_projection = (
       Linear(size, axes, rngs, bias=bias, init=lambda *_: kernel)
       if config.projection == 'dual'
@@ -138,14 +150,13 @@ class DualEncoder(nnx.Module):
     return _unit(self._project(features, modality if projection is None else projection))
 
   def _project(self, features: Array, which: Modality | Modalities) -> Array:
+    real = features if self.image_projection is None else self.image_projection(features)
     if self.generated_projection is None or _is(which, 'real'):
-      return self.image_projection(features)
+      return real
+    generated = self.generated_projection(features)
     if _is(which, 'generated'):
-      return self.generated_projection(features)
-    generated = jnp.asarray(which == 1)[:, None]
-    return jnp.where(
-      generated, self.generated_projection(features), self.image_projection(features)
-    )
+      return generated
+    return jnp.where(jnp.asarray(which == 1)[:, None], generated, real)
 
   def encode_text(self, tokens: Int[Array, 'batch length']) -> Float[Array, 'batch dim']:
     """Embeds texts."""

@@ -23,7 +23,7 @@ Dtype = Literal['float32', 'bfloat16']
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-  """A pre-norm transformer block, the same in every tower.
+  """A transformer block, the same in every tower.
 
   Attributes:
     width: of the residual stream.
@@ -32,6 +32,8 @@ class BlockConfig:
     activation: `quick_gelu` as OpenAI's CLIP, `gelu` exact, `gelu_tanh` as SigLIP.
     eps: of the layer norms.
     dtype: of the computation; parameters are float32.
+    post_norm: the norms come after the residual sums (BERT), not before the layers.
+    layer_scale: what a layer adds is multiplied by a learned vector (DINOv2).
   """
 
   width: int
@@ -40,6 +42,8 @@ class BlockConfig:
   activation: Activation
   eps: float
   dtype: Dtype
+  post_norm: bool = False
+  layer_scale: bool = False
 
 
 def activate(kind: Activation) -> Callable[[Array], Array]:
@@ -176,13 +180,21 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+  """`x + attention(norm(x))`, then `x + mlp(norm(x))`; see `BlockConfig` for the variations.
+
+  Sources: pre-norm, Xiong et al. 2020, arXiv 2002.04745; post-norm, Vaswani et al. 2017; layer
+    scale, Touvron et al. 2021, arXiv 2103.17239, equation 6.
+  """
 
   def __init__(self, config: BlockConfig, lora: LoraConfig | None, rngs: nnx.Rngs):
     self.norm1 = LayerNorm(config.width, config.eps, rngs)
     self.attention = Attention(config, lora, rngs)
     self.norm2 = LayerNorm(config.width, config.eps, rngs)
     self.mlp = Mlp(config, lora, rngs)
+    ones, shape = nnx.initializers.ones, (config.width,)
+    self.scale1 = param(rngs, ones, shape, ('embed',)) if config.layer_scale else None
+    self.scale2 = param(rngs, ones, shape, ('embed',)) if config.layer_scale else None
+    self.post_norm = config.post_norm
 
   def __call__(
     self,
@@ -190,5 +202,12 @@ class Block(nnx.Module):
     mask: Bool[Array, '#batch 1 #length length'] | None = None,
     gate: Gate = None,
   ) -> Float[Array, 'batch length width']:
-    x = x + self.attention(self.norm1(x), mask, gate)
-    return x + self.mlp(self.norm2(x), gate)
+    if self.post_norm:
+      x = self.norm1(x + _scaled(self.attention(x, mask, gate), self.scale1))
+      return self.norm2(x + _scaled(self.mlp(x, gate), self.scale2))
+    x = x + _scaled(self.attention(self.norm1(x), mask, gate), self.scale1)
+    return x + _scaled(self.mlp(self.norm2(x), gate), self.scale2)
+
+
+def _scaled(x: Array, scale: nnx.Param | None) -> Array:
+  return x if scale is None else x * scale[...].astype(x.dtype)

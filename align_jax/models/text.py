@@ -1,4 +1,4 @@
-"""The text transformer, in CLIP's and SigLIP's flavours."""
+"""The text transformer, in CLIP's, SigLIP's and BERT's flavours."""
 
 import dataclasses
 from typing import Literal
@@ -24,10 +24,13 @@ class TextConfig:
     width, depth, heads, mlp_dim: of the transformer.
     causal: every token sees those before it alone (CLIP); else all see all (SigLIP).
     pool: `eot` the vector at the first end token (CLIP), `last` that of the last position,
-      padding included (SigLIP), `mean` over the real tokens.
+      padding included (SigLIP), `mean` over the real tokens (MiniLM), `cls` the first (BGE).
     eot_id, pad_id: of the tokenizer.
     mask_padding: bidirectional attention does not look at padding. SigLIP's does.
     activation, eps, dtype: see `BlockConfig`.
+    bert: norms after the layers, and one after the embeddings instead of one at the end; a table
+      of token types, of which the first is added everywhere.
+    token_types: rows of that table.
   """
 
   vocab_size: int
@@ -37,20 +40,30 @@ class TextConfig:
   heads: int
   mlp_dim: int
   causal: bool = True
-  pool: Literal['eot', 'last', 'mean'] = 'eot'
-  eot_id: int = 2
+  pool: Literal['eot', 'last', 'mean', 'cls'] = 'eot'
+  eot_id: int = 1
   pad_id: int = 0
   mask_padding: bool = False
   activation: Activation = 'gelu_tanh'
   eps: float = 1e-6
   dtype: Dtype = 'float32'
+  bert: bool = False
+  token_types: int = 2
 
   def __post_init__(self) -> None:
     check_heads(self.width, self.heads, 'config.model.text')
 
   @property
   def block(self) -> BlockConfig:
-    return BlockConfig(self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype)
+    return BlockConfig(
+      self.width,
+      self.heads,
+      self.mlp_dim,
+      self.activation,
+      self.eps,
+      self.dtype,
+      post_norm=self.bert,
+    )
 
   @property
   def flops(self) -> int:
@@ -67,6 +80,9 @@ class TextTransformer(nnx.Module):
     self.token = param(rngs, nnx.initializers.normal(0.02), shape, ('vocab', 'embed'))
     shape = (config.length, config.width)
     self.position = param(rngs, nnx.initializers.normal(0.01), shape, ('position', 'embed'))
+    shape = (config.token_types, config.width)
+    normal = nnx.initializers.normal(0.02)
+    self.token_type = param(rngs, normal, shape, (None, 'embed')) if config.bert else None
     self.blocks = Stack(lambda r: Block(config.block, None, r), config.depth, rngs)
     self.norm = LayerNorm(config.width, config.eps, rngs)
 
@@ -82,19 +98,26 @@ class TextTransformer(nnx.Module):
         f'texts of {tokens.shape[1]} tokens, but the model reads {config.length}: set '
         'config.data.length and config.model.text.length to the same number'
       )
-    x = self.token[...][tokens] + self.position[...][: tokens.shape[1]]
-    x = x.astype(config.dtype)
-    x = self.blocks(x, self._mask(tokens))
+    x = self.hidden(tokens)
+    # BERT's last norm is that of its last block
+    norm = (lambda x: x) if config.bert else self.norm
     if config.pool == 'mean':
       real = (tokens != config.pad_id)[..., None]
-      x = self.norm(x)
+      x = norm(x)
       return jnp.sum(jnp.where(real, x, 0), axis=1) / jnp.maximum(1, jnp.sum(real, axis=1))
-    if config.pool == 'last':
-      return self.norm(x[:, -1])
+    if config.pool in ('last', 'cls'):
+      return norm(x[:, -1 if config.pool == 'last' else 0])
     # argmax finds the first end token; a text cut without one is read at position 0, so the
     # tokenizer keeps the end token when it cuts
     end = jnp.argmax(tokens == config.eot_id, axis=1)
-    return self.norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
+    return norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
+
+  def hidden(self, tokens: Int[Array, 'batch length']) -> Float[Array, 'batch length width']:
+    """What the last block returns, before a norm at the end."""
+    x = self.token[...][tokens] + self.position[...][: tokens.shape[1]]
+    if self.token_type is not None:
+      x = self.norm(x + self.token_type[...][0])
+    return self.blocks(x.astype(self.config.dtype), self._mask(tokens))
 
   def _mask(
     self, tokens: Int[Array, 'batch length']

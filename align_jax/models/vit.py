@@ -32,7 +32,7 @@ class VitConfig:
     positions: `learned`, or fixed `sincos2d`.
     pre_norm: layer norm before the first block (CLIP).
     patch_bias: the patch embedding has a bias (SigLIP has, CLIP has not).
-    activation, eps, dtype: see `BlockConfig`.
+    activation, eps, dtype, layer_scale: see `BlockConfig`.
     mean, std: of the colour channels in [0, 1], for normalisation.
   """
 
@@ -52,6 +52,7 @@ class VitConfig:
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
   drop_edge: bool = False
+  layer_scale: bool = False
 
   def __post_init__(self) -> None:
     where = 'config.model.image'
@@ -69,7 +70,15 @@ class VitConfig:
 
   @property
   def block(self) -> BlockConfig:
-    return BlockConfig(self.width, self.heads, self.mlp_dim, self.activation, self.eps, self.dtype)
+    return BlockConfig(
+      self.width,
+      self.heads,
+      self.mlp_dim,
+      self.activation,
+      self.eps,
+      self.dtype,
+      layer_scale=self.layer_scale,
+    )
 
   @property
   def patches(self) -> int:
@@ -136,6 +145,18 @@ class Vit(nnx.Module):
         the patch: learned positions are interpolated then.
       gate: of the adapters, per example; None for the real track.
     """
+    x = self.tokens(images, gate)
+    if self.config.pool == 'cls':
+      return self.norm(x[:, 0])
+    x = self.norm(x)
+    return self.head(x) if self.head is not None else jnp.mean(x, axis=1)
+
+  def tokens(
+    self,
+    images: UInt8[Array, 'batch height width 3'] | Float[Array, 'batch height width 3'],
+    gate: Gate = None,
+  ) -> Float[Array, 'batch tokens features']:
+    """What the last block returns, before its norm: the class token, if any, then the patches."""
     config = self.config
     grid = (images.shape[1] // config.patch, images.shape[2] // config.patch)
     if config.drop_edge:
@@ -149,11 +170,7 @@ class Vit(nnx.Module):
     x = x + position
     if self.pre_norm is not None:
       x = self.pre_norm(x)
-    x = self.blocks(x, None, gate)
-    if config.pool == 'cls':
-      return self.norm(x[:, 0])
-    x = self.norm(x)
-    return self.head(x) if self.head is not None else jnp.mean(x, axis=1)
+    return self.blocks(x, None, gate)
 
   def _normalise(self, images: Array) -> Float[Array, 'batch height width 3']:
     # one multiply-add a pixel: (x / 255 - mean) / std

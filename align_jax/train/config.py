@@ -31,7 +31,7 @@ class DataConfig:
     tokenizer: a tokenizer folder; '' takes that of `model.init`, else trains one on the captions.
     vocab_size: of a tokenizer trained here.
     length: text tokens per caption.
-    resize, interpolation, min_scale, flip, colour: see `data.transforms.Transform`.
+    resize, interpolation, short_side, min_scale, flip, colour: see `data.transforms.Transform`.
     threads: that read and decode.
     max_skipped: share of unreadable records at which the run stops.
     max_pixels: larger images are skipped unread.
@@ -48,6 +48,7 @@ class DataConfig:
   length: int = 32
   resize: Literal['crop', 'squash'] = 'crop'
   interpolation: Literal['bicubic', 'bilinear'] = 'bicubic'
+  short_side: int = 0
   min_scale: float = 1.0
   flip: bool = False
   colour: float = 0.0
@@ -107,8 +108,8 @@ class TrainConfig:
     batch_size: examples in the global batch.
     log_every: steps between lines of metrics.
     objective: `name` and the settings of a method, see `objectives/`.
-    model: the fields of the objective's model config, and `init`: '' or `run:DIR`, a run folder to
-      take weights from.
+    model: the fields of the objective's model config, and `init`: '' or where to take weights
+      from, see `train.init`.
   """
 
   seed: int

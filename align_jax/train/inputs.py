@@ -80,6 +80,7 @@ def train_transform(data: DataConfig, image_size: int) -> Transform:
     mode='train',
     resize=data.resize,
     interpolation=data.interpolation,
+    short_side=data.short_side,
     min_scale=data.min_scale,
     flip=data.flip,
     colour=data.colour,

@@ -8,17 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
 
 from align_jax.data.pipeline import local_batch
-from align_jax.errors import Preempted, UserError
-from align_jax.models.flat import Params, Skeleton, count
-from align_jax.models.vit import fit_positions
+from align_jax.errors import Preempted
+from align_jax.models.flat import Params, count
 from align_jax.parallel.mesh import put_batch
-from align_jax.storage import AnyPath, is_folder, open_path
+from align_jax.storage import AnyPath
 from align_jax.train import preemption
-from align_jax.train.checkpoints import Checkpoints, load_params
+from align_jax.train.checkpoints import Checkpoints
 from align_jax.train.config import TrainConfig
+from align_jax.train.init import find_origins, initial_params
 from align_jax.train.inputs import make_iterator, open_inputs
 from align_jax.train.journal import Journal, Observe
 from align_jax.train.objective import Objective
@@ -63,10 +62,11 @@ def train(
   planned = plan(config, objective)
   local_batch(config.batch_size, jax.process_count())
   check_resume(config, workdir)
-  init = init_folder(config.model.get('init', ''))
+  origins = find_origins(config.model.get('init', ''))
 
   # 2. Open and check the data.
-  inputs = open_inputs(config, workdir, objective, planned.model, init=init)
+  run = next((origin.folder for origin in origins if origin.imported is None), None)
+  inputs = open_inputs(config, workdir, objective, planned.model, init=run)
 
   # 3. Create the state in its shards, from given weights where there are some; then restore.
   shardings = param_shardings(planned.skeleton, planned.mesh, config.mesh.rules)
@@ -78,7 +78,7 @@ def train(
     mesh=planned.mesh,
     rules=config.mesh.rules,
     ema=config.optimizer.ema > 0,
-    given=initial_params(planned.skeleton, init, shardings) if init else None,
+    given=initial_params(planned.skeleton, origins, shardings),
   )
   write_run_config(config, workdir)
   batches = make_iterator(inputs, config, workdir)
@@ -177,45 +177,3 @@ def _due(step: int, every: int) -> bool:
 
 def _judged(step: int, config: TrainConfig) -> bool:
   return _due(step, config.eval.every) or step == config.steps
-
-
-def init_folder(init: str) -> AnyPath | None:
-  """Reads `config.model.init`: '' or `run:DIR`."""
-  if not init:
-    return None
-  scheme, _, path = init.partition(':')
-  if scheme != 'run' or not path:
-    raise UserError(f"config.model.init: {init!r} is not understood; write run:DIR, a run's folder")
-  folder = open_path(path)
-  if not is_folder(folder):
-    raise UserError(f'config.model.init: {path} is not a folder; name the --workdir of a run')
-  return folder
-
-
-def initial_params(
-  skeleton: Skeleton, folder: AnyPath, shardings: Mapping[str, NamedSharding]
-) -> Params:
-  """Weights of another run for this model; what that run lacks (adapters, say) starts fresh.
-
-  A generated projection the run does not have starts as a copy of its image projection, so that
-  both tracks agree at first.
-  """
-  found = load_params(folder, averaged=True, shapes=skeleton.shapes, shardings=shardings)
-  out = {}
-  for name, shape in skeleton.shapes.items():
-    value = found.get(name)
-    if name == 'image/position' and value is not None:
-      value = fit_positions(value, shape.shape[0])
-    if value is None and name.startswith('generated_projection'):
-      value = found.get(name.replace('generated_projection', 'image_projection', 1))
-    if value is None:
-      continue
-    if value.shape != shape.shape:
-      raise UserError(
-        f'config.model: {name} has shape {shape.shape} here but {value.shape} in {folder}; '
-        'use the model of that run'
-      )
-    out[name] = value
-  if not out:
-    raise UserError(f'config.model.init: {folder} shares no parameter with this model')
-  return out

@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 
 from align_jax.config import build
+from align_jax.data.tokenizer import train_tokenizer
+from align_jax.interop.clip import write
+from align_jax.models.dual_encoder import DualEncoderConfig
 from align_jax.objectives import make_objective
 from align_jax.study.config import StudyConfig
 from align_jax.train.config import TrainConfig
+from align_jax.train.init import make_config
+from configs.clip import get_config as get_clip
 from configs.siglip_large import SIZES
 
 FOLDER = Path(__file__).parent / 'configs'
@@ -52,13 +57,27 @@ def test_every_size_builds(name, size):
   assert model.image.width % config.mesh.fsdp == model.text.width % config.mesh.fsdp == 0
 
 
+def clip_folder(folder: Path) -> Path:
+  """All but the weights of an exported CLIP."""
+  fields = {k: v for k, v in get_clip('openai').model.to_dict().items() if k != 'init'}
+  description = write(build(DualEncoderConfig, fields))
+  (folder / 'config.json').write_text(json.dumps(description))
+  train_tokenizer(['a red disc'], 300).save(folder)
+  transform = {'size': {'shortest_edge': 32}, 'crop_size': 32, 'resample': 3}
+  (folder / 'preprocessor_config.json').write_text(json.dumps(transform))
+  return folder
+
+
 @pytest.mark.parametrize('name', NAMES)
-def test_config_is_one_that_its_entry_takes(name):
+def test_config_is_one_that_its_entry_takes(name, tmp_path):
   config = values(name)
   if 'arms' in config:
     build(StudyConfig, config)
     return
-  config = build(TrainConfig, config)
+  if config['model'].get('image', {}).get('image_size', 0) is None:
+    # what it leaves open, a folder decides
+    config['model']['init'] = f'hf:{clip_folder(tmp_path)}'
+  config = make_config(config)
   objective = make_objective(config.objective)
   model = {k: v for k, v in config.model.items() if k != 'init'}
   assert build(objective.ModelConfig, model, 'config.model').image_size

@@ -1,0 +1,215 @@
+"""Writes a track of a run as a Hugging Face folder, checked against PyTorch before it appears.
+
+  python -m align_jax.export --checkpoint=runs/gmail --output=exported [--track=real|generated] \\
+    [--lora=merge|peft] [--dtype=float32] [--scores=scores.json] [--push=OWNER/NAME [--dry_run]]
+
+`--format=stablehlo` writes serialised functions that need JAX alone instead.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from absl import flags
+
+from align_jax import cli
+from align_jax.config import build
+from align_jax.data.sources import open_source
+from align_jax.data.tokenizer import Tokenizer, load_tokenizer
+from align_jax.data.transforms import Transform, apply
+from align_jax.encoder import Encoder, eval_transform
+from align_jax.errors import UserError
+from align_jax.evaluation.sections import versions
+from align_jax.interop.card import Facts, model_card
+from align_jax.interop.peft import write_adapter
+from align_jax.interop.push import push_folder
+from align_jax.interop.stablehlo import write_functions
+from align_jax.interop.track import Track, plain_config
+from align_jax.interop.verify import (
+  EXAMPLES,
+  check_with_table,
+  check_with_torch,
+  examples,
+  has_torch,
+)
+from align_jax.interop.write import (
+  DTYPES,
+  ExportDtype,
+  architecture_of,
+  check_transform,
+  write_model,
+)
+from align_jax.modality import Modality
+from align_jax.models.dual_encoder import DualEncoderConfig
+from align_jax.storage import open_path
+from align_jax.train.config import TrainConfig
+from align_jax.train.reader import ParamReader
+from align_jax.train.run_config import read_run_config
+
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run folder of training.', required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; must not exist.', required=True)
+_TRACK = flags.DEFINE_enum('track', 'real', ['real', 'generated'], 'Which track.')
+_LORA = flags.DEFINE_enum(
+  'lora', 'merge', ['merge', 'peft'], 'peft: an adapter, its base model under OUTPUT/base.'
+)
+_DTYPE = flags.DEFINE_enum('dtype', 'float32', list(DTYPES), 'Of the weights in the file.')
+_FORMAT = flags.DEFINE_enum(
+  'format', 'transformers', ['transformers', 'stablehlo'], 'What to write.'
+)
+_STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; default: the newest.')
+_SCORES = flags.DEFINE_string('scores', '', 'Output of align_jax.evaluate, for the model card.')
+_VERIFY = flags.DEFINE_enum(
+  'verify', 'auto', ['auto', 'torch', 'table'], 'How; auto: torch where it is installed.'
+)
+_PUSH = flags.DEFINE_string('push', '', 'OWNER/NAME on the Hugging Face hub to upload to as well.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'With --push: list the files, upload nothing.')
+
+
+def main() -> None:
+  """Reads the run, writes aside, verifies, renames, uploads."""
+  workdir, output = open_path(_CHECKPOINT.value), Path(_OUTPUT.value).expanduser()
+  if output.exists():
+    raise UserError(f'--output: {output} exists; name a new folder')
+  config = read_run_config(workdir)
+  if config.objective['name'] == 'flow':
+    raise UserError(f'--checkpoint: {workdir} is a run of the generator; name an image-text model')
+  model = build(DualEncoderConfig, config.model_fields, 'config.model')
+  modality = cast(Modality, _TRACK.value)
+  if _LORA.value == 'peft' and (modality != 'generated' or _FORMAT.value != 'transformers'):
+    raise UserError('--lora=peft: only the generated track has an adapter; add --track=generated')
+  plain = plain_config(model, modality)
+  reader = ParamReader(workdir, step=_STEP.value)
+  tokenizer = load_tokenizer(workdir / 'tokenizer')
+  run = _Run(config, model, reader, tokenizer, eval_transform(config), modality)
+  output.parent.mkdir(parents=True, exist_ok=True)
+  aside = Path(tempfile.mkdtemp(prefix=f'.{output.name}-', dir=output.parent))
+  try:
+    if _FORMAT.value == 'stablehlo':
+      track = run.track()
+      params = {name: track.whole(name) for name in track.shapes}
+      write_functions(aside, plain, params, config.data.length)
+      tokenizer.save(aside / 'tokenizer')
+      said = 'image.stablehlo and text.stablehlo'
+    else:
+      said = _write(aside, run, plain)
+    aside.chmod(0o755)  # mkdtemp makes it private
+    os.replace(aside, output)
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+  print(f'exported: {output}, {_TRACK.value} track of step {reader.step}; {said}')
+  if _PUSH.value:
+    for line in push_folder(output, _PUSH.value, dry_run=_DRY_RUN.value):
+      print(f'  {line}')
+    print(f'{"would push" if _DRY_RUN.value else "pushed"} to {_PUSH.value}')
+
+
+class _Run:
+  """A run and what of it is exported."""
+
+  def __init__(
+    self,
+    config: TrainConfig,
+    model: DualEncoderConfig,
+    reader: ParamReader,
+    tokenizer: Tokenizer,
+    transform: Transform,
+    modality: Modality,
+  ):
+    self.config, self.model, self.reader = config, model, reader
+    self.tokenizer, self.transform, self.modality = tokenizer, transform, modality
+
+  def track(self, modality: Modality | None = None) -> Track:
+    return Track(self.model, modality or self.modality, self.reader.read, self.reader.shapes)
+
+
+def _write(aside: Path, run: _Run, plain: DualEncoderConfig) -> str:
+  """Writes the folder of `transformers` and verifies it; returns what to say of it."""
+  dtype = cast(ExportDtype, _DTYPE.value)
+  peft = _LORA.value == 'peft'
+  length = run.config.data.length
+  check_transform(plain, run.transform)
+  base = aside / 'base' if peft else aside
+  base.mkdir(exist_ok=True)
+  written: Modality = 'real' if peft else run.modality
+  names = write_model(
+    base, plain, run.track(written), run.tokenizer, run.transform, length, dtype=dtype
+  )
+  if peft:
+    name = str(Path(_OUTPUT.value) / 'base')
+    write_adapter(aside, run.model, run.track(), base=name, dtype=dtype)
+    (base / 'README.md').write_text(model_card(_facts(run, 'real', adapter=False)))
+  (aside / 'README.md').write_text(model_card(_facts(run, run.modality, adapter=peft)))
+  said = f'{len(names)} tensors as {dtype}'
+  if _VERIFY.value == 'torch' or (_VERIFY.value == 'auto' and has_torch()):
+    pictures, texts = examples()
+    worst = check_with_torch(
+      base,
+      pictures,
+      texts,
+      _embeddings(run, pictures, texts),
+      length,
+      dtype,
+      adapter=aside if peft else None,
+    )
+    return f'{said}; PyTorch agrees on {EXAMPLES} images and texts to {worst:.1g}'
+  check_with_table(base, run.track(written), dtype)
+  return f'{said}; read back and compared number by number'
+
+
+def _embeddings(run: _Run, pictures: list, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+  params = {name: run.reader.read(name) for name in run.reader.shapes}
+  encoder = Encoder(run.model, params, run.tokenizer, run.transform, run.config.data.length)
+  rng = np.random.default_rng(0)  # not drawn from
+  pixels = np.stack([apply(run.transform, np.asarray(p), rng) for p in pictures])
+  return encoder.embed_images(pixels, run.modality), encoder.embed_texts(texts)
+
+
+def _facts(run: _Run, modality: Modality, *, adapter: bool) -> Facts:
+  scores = _scores()
+  data = {'data.real': run.config.data.real, 'data.generated': run.config.data.generated}
+  data |= {f'data.more[{i}]': more.spec for i, more in enumerate(run.config.data.more)}
+  return Facts(
+    name=Path(_OUTPUT.value).name,
+    architecture=architecture_of(run.model).name,
+    track=modality,
+    objective=run.config.objective,
+    data=data,
+    licences={spec: _licence(spec) for spec in data.values() if spec},
+    scores=scores.get('scores', {}),
+    command=scores.get('command', ()),
+    versions=versions(),
+    adapter=adapter,
+  )
+
+
+def _licence(spec: str) -> str:
+  try:
+    return open_source(spec).licence
+  except UserError as error:  # of a machine that is not this one, perhaps
+    print(f'licence of {spec}: not read ({error})', file=sys.stderr)
+    return ''
+
+
+def _scores() -> dict:
+  if not _SCORES.value:
+    return {}
+  try:
+    found = json.loads(Path(_SCORES.value).read_bytes())
+    return {
+      'scores': {k: float(v) for k, v in found['scores'].items()},
+      'command': found['command'],
+    }
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(
+      f'--scores: {_SCORES.value} cannot be read ({error!r}); name the --output of '
+      'align_jax.evaluate'
+    ) from error
+
+
+if __name__ == '__main__':
+  cli.run(main)

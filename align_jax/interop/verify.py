@@ -1,0 +1,116 @@
+"""An exported folder against the model it came from, before anybody else sees it."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageFilter
+
+from align_jax.errors import UserError
+from align_jax.interop.folder import load_folder, read_folder
+from align_jax.interop.track import Track
+from align_jax.interop.write import ExportDtype
+
+EXAMPLES = 16
+# of any number of a unit-norm embedding: what rounding the weights alone may do
+TOLERANCES: Mapping[ExportDtype, float] = {'float32': 1e-4, 'float16': 5e-3, 'bfloat16': 3e-2}
+_NOUNS = ('cat', 'tree', 'boat', 'lamp', 'horse', 'cup', 'bridge', 'cloud')
+_TEMPLATES = ('a photo of a {}', 'Two {}s, and a much longer text about THEM: 12 of 34, if any.')
+
+
+def examples(seed: int = 0) -> tuple[list[Image.Image], list[str]]:
+  """Pictures of several shapes and texts of several lengths."""
+  rng = np.random.default_rng(seed)
+  pictures = []
+  for _ in range(EXAMPLES):
+    size = rng.integers(40, 200, 2)
+    noise = Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8).astype(np.uint8))
+    pictures.append(noise.filter(ImageFilter.GaussianBlur(3)))
+  return pictures, [template.format(noun) for noun in _NOUNS for template in _TEMPLATES]
+
+
+def has_torch() -> bool:
+  """Whether PyTorch is here to load an exported folder with."""
+  return importlib.util.find_spec('torch') is not None
+
+
+def check_with_torch(
+  folder: Path,
+  pictures: list[Image.Image],
+  texts: list[str],
+  expected: tuple[Float[np.ndarray, 'n dim'], Float[np.ndarray, 'n dim']],
+  length: int,
+  dtype: ExportDtype,
+  *,
+  adapter: Path | None = None,
+) -> float:
+  """Loads the folder with PyTorch and `transformers`, processors included, and compares embeddings.
+
+  Args:
+    folder: the exported folder.
+    pictures, texts: examples.
+    expected: our embeddings of them, unit norm.
+    length: tokens of a text.
+    dtype: of the exported weights.
+    adapter: a `peft` adapter to put on the model.
+
+  Returns: the largest difference.
+
+  Raises:
+    UserError: it is larger than rounding explains.
+  """
+  import torch
+  import transformers
+
+  model: Any = transformers.AutoModel.from_pretrained(str(folder), dtype=torch.float32)
+  if adapter is not None:
+    import peft
+
+    model = peft.PeftModel.from_pretrained(model, str(adapter)).get_base_model()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+  processor = transformers.AutoImageProcessor.from_pretrained(str(folder))
+  model.eval()
+  with torch.no_grad():
+    pixels = processor(pictures, return_tensors='pt')['pixel_values']
+    padded = {'padding': 'max_length', 'truncation': True, 'max_length': length}
+    ids = tokenizer(texts, return_tensors='pt', **padded)['input_ids']
+    found = (
+      _unit(model.get_image_features(pixel_values=pixels)),
+      _unit(model.get_text_features(input_ids=ids)),
+    )
+  worst = 0.0
+  for what, ours, theirs in zip(('images', 'texts'), expected, found, strict=True):
+    difference = float(np.max(np.abs(ours - theirs)))
+    if not difference <= TOLERANCES[dtype]:
+      raise UserError(
+        f'{folder}: PyTorch embeds {what} differently, by {difference:.2g} at most where rounding '
+        f'explains {TOLERANCES[dtype]}; nothing was written. Please report it'
+      )
+    worst = max(worst, difference)
+  return worst
+
+
+def _unit(features: Any) -> np.ndarray:
+  value = getattr(features, 'pooler_output', features).numpy()
+  return value / np.linalg.norm(value, axis=1, keepdims=True)
+
+
+def check_with_table(folder: Path, track: Track, dtype: ExportDtype) -> None:
+  """Without PyTorch: reads the folder back and compares every number.
+
+  Raises:
+    UserError: one differs by more than the rounding of `dtype`.
+  """
+  from align_jax.interop.write import DTYPES
+
+  shapes = {name: np.empty(shape, np.void) for name, shape in track.shapes.items()}
+  found = load_folder(read_folder(folder), shapes)
+  for name, value in found.items():
+    count = track.shapes[name][0] if '/blocks/layer/' in name else None
+    for layer in range(count) if count is not None else (None,):
+      wanted = track.read(name, layer).astype(DTYPES[dtype]).astype(np.float32)
+      if not np.array_equal(value if layer is None else value[layer], wanted):
+        raise UserError(f'{folder}: {name} is not as in the checkpoint; nothing was written')
