@@ -162,7 +162,7 @@ def test_the_code_has_no(pattern):
 
 def test_only_commands_define_flags():
   """A library import must not add flags to the program that imports it."""
-  commands = {'cli', 'main', 'evaluate', 'study.__main__', 'data.convert'}
+  commands = {'cli', 'main', 'evaluate', 'export', 'study.__main__', 'data.convert'}
   found = {
     name.removeprefix('align_jax.')
     for name, path in MODULES.items()

@@ -150,13 +150,12 @@ class DualEncoder(nnx.Module):
     return _unit(self._project(features, modality if projection is None else projection))
 
   def _project(self, features: Array, which: Modality | Modalities) -> Array:
-    real = features if self.image_projection is None else self.image_projection(features)
-    if self.generated_projection is None or _is(which, 'real'):
-      return real
-    generated = self.generated_projection(features)
+    real, generated = self.image_projection or (lambda x: x), self.generated_projection
+    if generated is None or _is(which, 'real'):
+      return real(features)
     if _is(which, 'generated'):
-      return generated
-    return jnp.where(jnp.asarray(which == 1)[:, None], generated, real)
+      return generated(features)
+    return jnp.where(jnp.asarray(which == 1)[:, None], generated(features), real(features))
 
   def encode_text(self, tokens: Int[Array, 'batch length']) -> Float[Array, 'batch dim']:
     """Embeds texts."""

@@ -95,7 +95,7 @@ from pathlib import Path
 from align_jax.objectives import make_objective
 from align_jax.train.loop import train
 from tests import tiny
-config = tiny.config(sys.argv[1], steps=60)
+config = tiny.config(sys.argv[1], steps=60, checkpoint={'every': 4})
 train(config, make_objective(config.objective), Path(sys.argv[2]))
 """
 
