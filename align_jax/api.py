@@ -1,0 +1,141 @@
+"""A trained track in two lines: images of any kind and texts in, embeddings out.
+
+encoder = align_jax.load('runs/aligned', track='generated')
+vectors = encoder.embed_images(['cat.jpg', picture, array])     # float32 [3, dim], unit norm
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from align_jax.config import build
+from align_jax.data.images import ImageError, decode_picture
+from align_jax.data.tokenizer import load_tokenizer
+from align_jax.data.transforms import Transform, apply_to_picture
+from align_jax.encoder import Encoder, load_run
+from align_jax.errors import UserError
+from align_jax.interop.folder import find_folder, load_folder, read_folder
+from align_jax.modality import Modality
+from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
+from align_jax.models.flat import Skeleton
+from align_jax.storage import open_path, read_bytes
+
+# a picture, pixels (uint8, height x width x 3), a file's name or its bytes
+AnyImage: TypeAlias = Image.Image | np.ndarray | str | os.PathLike | bytes
+_TRANSFORM = ('resize', 'interpolation', 'short_side')  # fields of `config.data` about pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackEncoder:
+  """One track of a model, see `align_jax.load`.
+
+  Attributes:
+    encoder: the model that both tracks are of.
+    track: `real` or `generated`.
+  """
+
+  encoder: Encoder
+  track: Modality
+
+  def embed_images(self, images: Sequence[AnyImage]) -> Float[np.ndarray, 'n dim']:
+    """Embeds images of any size.
+
+    Args:
+      images: pictures of Pillow, uint8 arrays, names of files, or the bytes of files.
+
+    Returns: float32, unit norm.
+
+    Raises:
+      UserError: one that cannot be decoded, with its place in the list.
+    """
+    transform = self.encoder.transform
+    rng = np.random.default_rng(0)  # the transform of evaluation draws nothing
+    pixels = [
+      apply_to_picture(transform, _picture(image, place), rng) for place, image in enumerate(images)
+    ]
+    if not pixels:
+      raise UserError('nothing to embed: the list of images is empty')
+    return self.encoder.embed_images(np.stack(pixels), self.track)
+
+  def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, 'n dim']:
+    """Embeds texts; float32, unit norm. What is longer than the model reads is cut."""
+    return self.encoder.embed_texts(texts)
+
+
+def load(spec: str, track: Modality = 'real') -> TrackEncoder:
+  """Loads a model for use.
+
+  Args:
+    spec: the folder of a training run (`run:` may stand before it), or `hf:` and a Hugging Face
+      folder or hub id of a CLIP or SigLIP.
+    track: through which track images go. A Hugging Face folder holds one, and is `real`.
+
+  Raises:
+    UserError: no such folder, or a track that it does not hold.
+  """
+  if spec.startswith('hf:'):
+    if track != 'real':
+      raise UserError(f'{spec}: holds one track; leave track out')
+    return TrackEncoder(_load_folder(spec.removeprefix('hf:')), track)
+  return TrackEncoder(load_run(open_path(spec.removeprefix('run:'))), track)
+
+
+def nearest(
+  queries: Float[np.ndarray, 'q dim'], candidates: Float[np.ndarray, 'n dim'], count: int = 5
+) -> tuple[Int[np.ndarray, 'q k'], Float[np.ndarray, 'q k']]:
+  """The candidates of highest cosine for each query.
+
+  Args:
+    queries, candidates: unit-norm embeddings.
+    count: how many; fewer where there are fewer candidates.
+
+  Returns: their places, best first, and their cosines.
+  """
+  cosines = queries @ candidates.T
+  order = np.argsort(-cosines, axis=1, kind='stable')[:, :count]
+  return order, np.take_along_axis(cosines, order, axis=1)
+
+
+def _load_folder(name: str) -> Encoder:
+  imported = read_folder(find_folder(name))
+  if not {'image', 'text'} <= imported.model.keys():
+    raise UserError(
+      f'hf:{name}: a {imported.architecture.name} is one tower; images and texts need both'
+    )
+  if 'tokenizer' not in imported.data:
+    raise UserError(f'hf:{name}: has no tokenizer; copy its tokenizer files there')
+  config = build(DualEncoderConfig, imported.model, 'config.model')
+  skeleton = Skeleton(lambda rngs: DualEncoder(config, rngs))
+  transform = Transform(
+    config.image_size, **{k: v for k, v in imported.data.items() if k in _TRANSFORM}
+  )
+  return Encoder(
+    config,
+    load_folder(imported, skeleton.shapes),
+    load_tokenizer(Path(imported.data['tokenizer'])),
+    transform,
+    imported.data['length'],
+  )
+
+
+def _picture(image: AnyImage, place: int) -> Image.Image:
+  if isinstance(image, Image.Image):
+    return image.convert('RGB')
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+      raise UserError(
+        f'image {place}: an array of {image.dtype} {image.shape}; give uint8 [height, width, 3]'
+      )
+    return Image.fromarray(image)
+  try:
+    return decode_picture(image if isinstance(image, bytes) else read_bytes(image))
+  except FileNotFoundError as error:
+    raise UserError(f'image {place}: no file {image!s}') from error
+  except ImageError as error:
+    raise UserError(f'image {place}: cannot be decoded ({error.reason})') from error
