@@ -37,8 +37,6 @@ class Track:
     track: Modality,
     read: ReadParam,
     shapes: Mapping[str, tuple[int, ...]],
-    *,
-    merge: bool = True,
   ):
     """Wraps `read`.
 
@@ -47,10 +45,9 @@ class Track:
       track: which.
       read: reads one of its parameters.
       shapes: of them, by name.
-      merge: add the adapter's update to the kernels.
     """
     self._generated = track == 'generated'
-    self._merge = merge and self._generated and config.lora is not None
+    self._merge = self._generated and config.lora is not None
     self._dual = config.projection == 'dual' and self._generated
     rank = config.lora.rank if config.lora is not None else 1
     self._scale = 1.0 if rank == 'full' or config.lora is None else config.lora.alpha / rank

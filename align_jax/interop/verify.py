@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from align_jax.errors import UserError
 from align_jax.interop.folder import load_folder, read_folder
 from align_jax.interop.track import Track
-from align_jax.interop.write import ExportDtype
+from align_jax.interop.write import DTYPES, ExportDtype
 
 EXAMPLES = 16
 # of any number of a unit-norm embedding: what rounding the weights alone may do
@@ -104,8 +104,6 @@ def check_with_table(folder: Path, track: Track, dtype: ExportDtype) -> None:
   Raises:
     UserError: one differs by more than the rounding of `dtype`.
   """
-  from align_jax.interop.write import DTYPES
-
   shapes = {name: np.empty(shape, np.void) for name, shape in track.shapes.items()}
   found = load_folder(read_folder(folder), shapes)
   for name, value in found.items():
