@@ -14,7 +14,7 @@ from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
 from align_jax.interop.architecture import Architecture
 from align_jax.interop.clip import CLIP
-from align_jax.interop.rules import Rule, export_layer, layers, numbers, tensor_shapes
+from align_jax.interop.rules import Rule, export_layer, layers, name_at, numbers, tensor_shapes
 from align_jax.interop.siglip import SIGLIP
 from align_jax.interop.tensors import INDEX
 from align_jax.interop.track import Track
@@ -74,16 +74,14 @@ def write_model(
   return names
 
 
-def tensors_of(
-  rules: list[Rule], track: Track, patch: int
-) -> Iterator[tuple[str, tuple[int, ...], Rule, int | None]]:
-  """Every tensor's name, shape, rule and layer, in the order that `_tensors` reads them."""
+def _shapes(rules: list[Rule], track: Track, patch: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+  """Every tensor's name and shape, in the order that `_tensors` reads them."""
   for rule in rules:
     count = layers(rule, track.shapes)
     for layer in range(count) if count is not None else (None,):
       shapes = tensor_shapes(rule, track.shapes, patch)
       for name, shape in zip(rule.theirs, shapes, strict=True):
-        yield name if layer is None else name.replace('{i}', str(layer)), shape, rule, layer
+        yield name_at(name, layer), shape
 
 
 def check_transform(config: DualEncoderConfig, transform: Transform) -> None:
@@ -125,7 +123,7 @@ def _write_weights(
 ) -> list[str]:
   """Writes the tensors, a file's worth at a time."""
   size = np.dtype(DTYPES[dtype]).itemsize
-  named = [(name, numbers(shape) * size) for name, shape, _, _ in tensors_of(rules, track, patch)]
+  named = [(name, numbers(shape) * size) for name, shape in _shapes(rules, track, patch)]
   groups: list[list[str]] = [[]]
   held = 0
   for name, count in named:

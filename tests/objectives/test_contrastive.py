@@ -48,7 +48,7 @@ def test_modality_route_reads_the_adapter_for_generated_images_alone():
   own = np.where(np.asarray(BATCH['modality'])[:, None] == 1, out['generated'], out['real'])
   want = symmetric(own, out['text'], out['scale'])
   assert tools.loss(routed)[0] == pytest.approx(want, rel=1e-5)
-  assert abs(want - naive) > 4e-5  # twice what counts as equal
+  assert abs(want - naive) > 1e-3
 
 
 @pytest.mark.parametrize('same_caption', [True, False])

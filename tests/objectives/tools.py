@@ -12,7 +12,12 @@ from align_jax.objectives.parts import part_of
 from align_jax.train.objective import Batch, Objective, batch_loss
 from tests import tiny
 
-MODEL = {**tiny.SMALL_MODEL, **tiny.TRACKS}
+# an end token that the random texts have where modalities differ
+MODEL = {
+  **tiny.SMALL_MODEL,
+  **tiny.TRACKS,
+  'text': {**tiny.SMALL_MODEL['text'], 'eot_id': 2},
+}
 BATCH = tiny.batch()
 GROUP = np.asarray(BATCH['group'])
 
