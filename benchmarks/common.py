@@ -143,7 +143,7 @@ def version(package: str) -> str | None:
 def need(package: str) -> None:
   """Raises a UserError where a peer's package is not installed."""
   if version(package) is None:
-    raise UserError(f"benchmarks need {package}: see docs/benchmarks.md for how to install it")
+    raise UserError(f'benchmarks need {package}: see docs/benchmarks.md for how to install it')
 
 
 def _processor() -> str:
