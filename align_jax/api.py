@@ -1,7 +1,9 @@
 """A trained track in two lines: images of any kind and texts in, embeddings out.
 
+```py
 encoder = align_jax.load('runs/aligned', track='generated')
-vectors = encoder.embed_images(['cat.jpg', picture, array])     # float32 [3, dim], unit norm
+vectors = encoder.embed_images(['cat.jpg', picture, array])  # float32 [3, dim], unit norm
+```
 """
 
 import dataclasses
@@ -19,7 +21,8 @@ from align_jax.data.images import ImageError, decode_picture
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.data.transforms import Transform, apply_to_picture
 from align_jax.encoder import Encoder, load_run
-from align_jax.errors import UserError
+from align_jax.errors import UserError, require
+from align_jax.evaluation import retrieval
 from align_jax.interop.folder import find_folder, load_folder, read_folder
 from align_jax.modality import Modality
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -57,7 +60,8 @@ class TrackEncoder:
     transform = self.encoder.transform
     rng = np.random.default_rng(0)  # the transform of evaluation draws nothing
     pixels = [
-      apply_to_picture(transform, _picture(image, place), rng) for place, image in enumerate(images)
+      apply_to_picture(transform, open_picture(image, place), rng)
+      for place, image in enumerate(images)
     ]
     if not pixels:
       raise UserError('nothing to embed: the list of images is empty')
@@ -96,10 +100,38 @@ def nearest(
     count: how many; fewer where there are fewer candidates.
 
   Returns: their places, best first, and their cosines.
+
+  Raises:
+    UserError: no candidates, or a count below one.
   """
-  cosines = queries @ candidates.T
-  order = np.argsort(-cosines, axis=1, kind='stable')[:, :count]
-  return order, np.take_along_axis(cosines, order, axis=1)
+  require(len(candidates) > 0 and count > 0, 'nearest', 'needs candidates and a count from 1')
+  return retrieval.nearest(queries, candidates, count)
+
+
+def open_picture(image: AnyImage, place: int = 0) -> Image.Image:
+  """Opens what `embed_images` takes as an upright RGB picture.
+
+  Args:
+    image: a picture of Pillow, a uint8 array, the name of a file, or its bytes.
+    place: its number in a list, for messages.
+
+  Raises:
+    UserError: it cannot be decoded, or the array is none of an image.
+  """
+  if isinstance(image, Image.Image):
+    return image.convert('RGB')
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+      raise UserError(
+        f'image {place}: an array of {image.dtype} {image.shape}; give uint8 [height, width, 3]'
+      )
+    return Image.fromarray(image)
+  try:
+    return decode_picture(image if isinstance(image, bytes) else read_bytes(image))
+  except FileNotFoundError as error:
+    raise UserError(f'image {place}: no file {image!s}') from error
+  except ImageError as error:
+    raise UserError(f'image {place}: cannot be decoded ({error.reason})') from error
 
 
 def _load_folder(name: str) -> Encoder:
@@ -122,20 +154,3 @@ def _load_folder(name: str) -> Encoder:
     transform,
     imported.data['length'],
   )
-
-
-def _picture(image: AnyImage, place: int) -> Image.Image:
-  if isinstance(image, Image.Image):
-    return image.convert('RGB')
-  if isinstance(image, np.ndarray):
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-      raise UserError(
-        f'image {place}: an array of {image.dtype} {image.shape}; give uint8 [height, width, 3]'
-      )
-    return Image.fromarray(image)
-  try:
-    return decode_picture(image if isinstance(image, bytes) else read_bytes(image))
-  except FileNotFoundError as error:
-    raise UserError(f'image {place}: no file {image!s}') from error
-  except ImageError as error:
-    raise UserError(f'image {place}: cannot be decoded ({error.reason})') from error
