@@ -11,7 +11,7 @@ PINS := $(if $(filter 3.11,$(VERSION)),-c requirements.txt,)
 TEST_EXTRAS := $(if $(filter 3.11,$(VERSION)),test$(comma)parity,test)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study test lint format golden clean
+.PHONY: help demo study test lint docs format golden clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
 	@touch $@
 
+$(VENV)/.docs: $(BIN)/python pyproject.toml requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[docs]'
+	@touch $@
+
 demo: $(VENV)/.demo ## the main job on the built-in pack: under 15 minutes on 2 cores
 	$(BIN)/python -m align_jax.study --config=configs/demo.py --workdir=runs/demo
 
@@ -48,6 +52,10 @@ lint: $(VENV)/.dev ## ruff and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The variable silences a notice that material prints of its own end in 2027. A warning ends the build.
+docs: $(VENV)/.docs ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(VENV)/.dev ## put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -56,4 +64,4 @@ golden: $(VENV)/.test ## rewrite the golden files after a change that is meant
 	$(BIN)/python -m pytest -n 2 tests/golden --update-golden
 
 clean: ## remove the virtual environment and build leftovers, not the runs
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
