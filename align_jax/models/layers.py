@@ -16,6 +16,7 @@ from align_jax.models.adapter import Adapter, Gate, LoraConfig
 from align_jax.models.attention import Backend, attend
 from align_jax.models.param import Init, param
 from align_jax.models.products import product
+from align_jax.models.residual import fork
 
 Activation = Literal['quick_gelu', 'gelu', 'gelu_tanh']
 Dtype = Literal['float32', 'bfloat16']
@@ -205,8 +206,9 @@ class Block(nnx.Module):
     if self.post_norm:
       x = self.norm1(x + _scaled(self.attention(x, mask, gate), self.scale1))
       return self.norm2(x + _scaled(self.mlp(x, gate), self.scale2))
-    x = x + _scaled(self.attention(self.norm1(x), mask, gate), self.scale1)
-    return x + _scaled(self.mlp(self.norm2(x), gate), self.scale2)
+    x, y = fork(x)
+    x, y = fork(x + _scaled(self.attention(self.norm1(y), mask, gate), self.scale1))
+    return x + _scaled(self.mlp(self.norm2(y), gate), self.scale2)
 
 
 def _scaled(x: Array, scale: nnx.Param | None) -> Array:
