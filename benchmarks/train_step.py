@@ -1,6 +1,6 @@
 """A training step of a CLIP-style model, against the same model in PyTorch.
 
-  python -m benchmarks.train_step [--model=S/16] [--batch=16] [--steps=1] [--rounds=5]
+  python -m benchmarks.train_step [--model=S/16] [--batch=16] [--steps=1] [--rounds=9]
     [--dtype=float32] [--activation=quick_gelu] [--torch_compile=auto]
 
 The step is the one that training runs: `align_jax.train.plan`. The peer is `transformers.CLIPModel`
@@ -56,7 +56,7 @@ class Options:
   model: str = 'S/16'
   batch: int = 16
   steps: int = 1
-  rounds: int = 5
+  rounds: int = 9
   dtype: str = 'float32'
   activation: str = 'quick_gelu'
   torch_compile: str = 'auto'

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from align_jax.data.images import MAX_PIXELS, Box, decode_part, decode_picture
+from align_jax.data.crop import FILTERS, cut
+from align_jax.data.images import MAX_PIXELS, decode_part, decode_picture
 from align_jax.errors import UserError
 
-_FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's greyscale
 _RATIOS = (3 / 4, 4 / 3)
 _MAX_HUE = 0.1  # share of the colour circle at jitter strength 1
@@ -58,7 +58,7 @@ class Transform:
       raise UserError(f'transform.min_scale: {self.min_scale} is outside (0, 1]')
     if not 0 <= self.colour < 1:
       raise UserError(f'transform.colour: {self.colour} is outside [0, 1)')
-    if self.interpolation not in _FILTERS:
+    if self.interpolation not in FILTERS:
       raise UserError(f'transform.interpolation: {self.interpolation!r} is not bicubic or bilinear')
 
 
@@ -94,7 +94,9 @@ def apply_to_picture(
     return np.asarray(_fit(transform, picture))
   if transform.min_scale < 1:
     box = random_box(transform, *picture.size, rng)
-    return _augment(transform, _cut(transform, picture, box), rng)
+    return _augment(
+      transform, cut(picture, box, transform.image_size, transform.interpolation), rng
+    )
   return _augment(transform, _fit(transform, picture), rng)
 
 
@@ -114,7 +116,7 @@ def apply_to_bytes(
     return apply_to_picture(transform, decode_picture(data, max_pixels), rng)
   choose = functools.partial(random_box, transform, rng=rng)
   picture, box = decode_part(data, choose, transform.image_size, max_pixels)
-  return _augment(transform, _cut(transform, picture, box), rng)
+  return _augment(transform, cut(picture, box, transform.image_size, transform.interpolation), rng)
 
 
 def _augment(
@@ -165,7 +167,7 @@ def _jitter_colour(picture: Image.Image, strength: float, rng: np.random.Generat
 
 def _fit(transform: Transform, picture: Image.Image) -> Image.Image:
   """Resizes without a random draw."""
-  size, resample = transform.image_size, _FILTERS[transform.interpolation]
+  size, resample = transform.image_size, FILTERS[transform.interpolation]
   if picture.size == (size, size) and not transform.short_side:
     return picture
   if transform.resize == 'squash':
@@ -212,9 +214,3 @@ def random_box(
     h = min(height, max(1, round(width / _RATIOS[0])))
     left, top = (width - w) // 2, (height - h) // 2
   return left, top, left + w, top + h
-
-
-def _cut(transform: Transform, picture: Image.Image, box: Box) -> Image.Image:
-  """A box of a picture, made square."""
-  size = (transform.image_size, transform.image_size)
-  return picture.resize(size, _FILTERS[transform.interpolation], box)
