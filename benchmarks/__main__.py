@@ -13,7 +13,7 @@ from pathlib import Path
 from align_jax.files import write_file
 from benchmarks.common import say
 
-PROGRAMS = ('train_step', 'input_pipeline', 'checkpoint', 'contrastive_loss')
+PROGRAMS = ('train_step', 'input_pipeline', 'checkpoint', 'contrastive_loss', 'import_weights')
 
 
 def main(arguments: list[str] | None = None) -> int:

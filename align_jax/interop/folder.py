@@ -1,9 +1,11 @@
 """A Hugging Face folder: found, understood, its weights read into our parameters."""
 
 import dataclasses
+import functools
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ _OPEN_CLIP_CONFIG = 'open_clip_config.json'
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 _WANTED = ('*.json', '*.safetensors', '*.txt', '*.model')
 _POSITIONS = 'image/position'
+_REMEMBERED = 512 * 2**20  # bytes of tensors kept while their parameter is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +132,11 @@ def load_folder(
   _check(imported, rules, tensors, own, patch)
   out: Params = {}
   for rule in rules:
+    # every device asks for its part of every layer
+    size = 4 * math.prod(tensors.shape(name_at(rule.theirs[0], 0)))
+    read = functools.lru_cache(max(1, _REMEMBERED // max(1, size)))(tensors.read)
     for at, name in enumerate(rule.ours):
-      array = _Array(rule, at, own, tensors)
+      array = _Array(rule, at, own, read)
       sharding = (shardings or {}).get(name)
       if name == _POSITIONS:
         value = np.asarray(fit_positions(array.whole(), sizes[name][0]))
@@ -159,7 +165,7 @@ class _Array:
   rule: Rule
   at: int
   shapes: Mapping[str, tuple[int, ...]]
-  tensors: Tensors
+  read: Callable[[str], np.ndarray]
 
   def whole(self) -> np.ndarray:
     return self.part(tuple(slice(None) for _ in self.shapes[self.rule.ours[self.at]]))
@@ -179,7 +185,7 @@ class _Array:
     return out
 
   def _layer(self, layer: int | None) -> np.ndarray:
-    return import_layer(self.rule, self.shapes, self.tensors.read, layer)[self.at]
+    return import_layer(self.rule, self.shapes, self.read, layer)[self.at]
 
 
 def _check(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from align_jax.config import build
@@ -178,6 +179,7 @@ def initial_params(
       value = fit_positions(value, shape.shape[0])
     if value is None and name.startswith('generated_projection'):
       value = found.get(name.replace('generated_projection', 'image_projection', 1))
+      value = None if value is None else jnp.copy(value)
     if value is None:
       continue
     if value.shape != shape.shape:

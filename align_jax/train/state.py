@@ -69,13 +69,15 @@ def create_state(
     mesh: the devices.
     rules: logical axis -> mesh axis.
     ema: keep a moving average.
-    given: weights to start from, by name; parameters that are missing here start fresh.
+    given: weights to start from, by name, no two the same array; parameters that are missing here
+      start fresh. They become the state: those that are in their shards already are used up.
   """
   init = _init(skeleton, objective, optimizer, ema)
   shardings = param_shardings(skeleton, mesh, rules)
   given = {n: jax.device_put(p, shardings[n]) for n, p in (given or {}).items()}
   shapes = jax.eval_shape(init, key, given)
-  return jax.jit(init, out_shardings=state_shardings(shapes, shardings, mesh))(key, given)
+  place = state_shardings(shapes, shardings, mesh)
+  return jax.jit(init, out_shardings=place, donate_argnums=1)(key, given)
 
 
 def abstract_state(
