@@ -27,7 +27,7 @@ from align_jax.errors import UserError
 from align_jax.evaluation.sections import versions
 from align_jax.interop.card import Facts, model_card
 from align_jax.interop.peft import write_adapter
-from align_jax.interop.push import push_folder
+from align_jax.interop.push import check_push, push_folder
 from align_jax.interop.stablehlo import write_functions
 from align_jax.interop.track import Track, plain_config
 from align_jax.interop.verify import (
@@ -75,6 +75,8 @@ def main() -> None:
   workdir, output = open_path(_CHECKPOINT.value), Path(_OUTPUT.value).expanduser()
   if output.exists():
     raise UserError(f'--output: {output} exists; name a new folder')
+  if _PUSH.value:
+    check_push(_PUSH.value, dry_run=_DRY_RUN.value)
   config = read_run_config(workdir)
   if config.objective['name'] == 'flow':
     raise UserError(f'--checkpoint: {workdir} is a run of the generator; name an image-text model')

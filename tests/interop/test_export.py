@@ -1,8 +1,6 @@
 """From a folder to a run and back to a folder, tracks and adapters included, against PyTorch."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +24,7 @@ from align_jax.train.loop import train
 from align_jax.train.reader import ParamReader
 from align_jax.train.run_config import read_run_config
 from tests import tiny
-
-OPENAI = {
-  'image': {
-    **tiny.MODEL['image'], 'pool': 'cls', 'pre_norm': True, 'patch_bias': False, 'eps': 1e-5,
-  },
-  'text': {**tiny.MODEL['text'], 'causal': True, 'pool': 'eot', 'eps': 1e-5},
-  'dim': 16,
-  'init_bias': None,
-}  # fmt: skip
-ONCE = {'checkpoint': {'every': 0, 'keep': 1}}
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess:
-  run = [sys.executable, '-m', 'align_jax.export', *arguments]
-  return subprocess.run(run, capture_output=True, text=True, timeout=300)
+from tests.interop.tools import ONCE, OPENAI, command
 
 
 def exported(run: Path, output: Path, *arguments: str) -> Path:

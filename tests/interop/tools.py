@@ -1,6 +1,9 @@
 """Random models of `transformers`, saved as folders, and ours read from them."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,10 +15,28 @@ from align_jax.config import build
 from align_jax.interop.folder import load_folder, read_folder
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
 from align_jax.models.flat import Skeleton
+from tests import tiny
 
 VOCAB, LENGTH, PAD, EOT = 48, 10, 0, 47
 IMAGE = {'image_size': 16, 'patch': 8, 'width': 16, 'depth': 1, 'heads': 2, 'mlp_dim': 32}
 TEXT = {'vocab_size': 8, 'length': 4, 'width': 16, 'depth': 1, 'heads': 2, 'mlp_dim': 32}
+OPENAI = {
+  'image': {
+    **tiny.MODEL['image'], 'pool': 'cls', 'pre_norm': True, 'patch_bias': False, 'eps': 1e-5,
+  },
+  'text': {**tiny.MODEL['text'], 'causal': True, 'pool': 'eot', 'eps': 1e-5},
+  'dim': 16,
+  'init_bias': None,
+}  # fmt: skip
+ONCE = {'checkpoint': {'every': 0, 'keep': 1}}
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+  """Runs `align_jax.export`."""
+  run = [sys.executable, '-m', 'align_jax.export', *arguments]
+  return subprocess.run(
+    run, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
+  )
 
 
 def randomise(model, seed: int = 0):
