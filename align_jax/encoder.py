@@ -13,7 +13,7 @@ from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
 from align_jax.modality import Modality
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
-from align_jax.models.flat import Params, Skeleton
+from align_jax.models.flat import Params, Skeleton, count
 from align_jax.storage import AnyPath
 from align_jax.train.checkpoints import load_params
 from align_jax.train.config import TrainConfig
@@ -29,6 +29,7 @@ class Encoder:
     transform: how an image must be prepared for `embed_images`.
     image_size: side of the images, pixels.
     tokenizer, length: of texts; tokens of each.
+    dim, parameters: of the embeddings; how many numbers the model has.
   """
 
   def __init__(
@@ -43,6 +44,7 @@ class Encoder:
     self.image_size = transform.image_size
     self.dual_projection = config.projection == 'dual'
     self.tokenizer, self.length = tokenizer, length
+    self.dim, self.parameters = config.dim, count(params)
     self._params = {name: jax.numpy.asarray(p) for name, p in params.items()}
     skeleton = Skeleton(lambda rngs: DualEncoder(config, rngs))
 
