@@ -45,9 +45,10 @@ class Tokenizer:
     pad_id: fills a row up; some tokenizers (SigLIP's) pad with the end token.
     eot_id: the last token of every text.
     prefix: ids before every text.
-    suffix: ids after every text; ends with `eot_id`.
+    suffix: ids after every text; ends with `eot_id`, or there are none (a SigLIP's may be so).
     ids: texts to ids without the special tokens. Thread safe.
     write: writes the tokenizer's files into a folder.
+    pads_left: the padding comes before the text (Gemma's tokenizers).
   """
 
   vocab_size: int
@@ -57,6 +58,7 @@ class Tokenizer:
   suffix: tuple[int, ...]
   ids: Callable[[list[str]], list[list[int]]]
   write: Callable[[Path], Any]
+  pads_left: bool = False
 
   def encode(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, 'batch length']:
     """Encodes as prefix, text, suffix, padding; a long text loses its tail, never the suffix.
@@ -70,7 +72,8 @@ class Tokenizer:
     rows = np.full((len(texts), length), self.pad_id, np.int32)
     for row, ids in zip(rows, self.ids(list(texts)), strict=True):
       ids = [*self.prefix, *ids[:room], *self.suffix]
-      row[: len(ids)] = ids
+      start = length - len(ids) if self.pads_left else 0
+      row[start : start + len(ids)] = ids
     return rows
 
   def save(self, folder: str | storage.AnyPath) -> None:
@@ -262,14 +265,18 @@ def _foreign(folder: Path) -> Tokenizer:
     eot = suffix[-1]
   if eot is None:
     raise UserError(f'{folder}: the tokenizer has no end token (eos_token); add one')
+  if not suffix and not type(hf).__name__.startswith('Siglip'):
+    # a model that reads the end token needs one; SigLIP reads the last place, whatever is there
+    suffix = (int(eot),)
   return Tokenizer(
     vocab_size=max(len(hf), 1 + max(hf.get_vocab().values())),
     pad_id=int(hf.pad_token_id if hf.pad_token_id is not None else eot),
     eot_id=int(eot),
     prefix=prefix,
-    suffix=suffix or (int(eot),),
+    suffix=suffix,
     ids=ids,
     write=lambda target: hf.save_pretrained(str(target)),
+    pads_left=hf.padding_side == 'left',
   )
 
 
