@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -11,6 +12,8 @@ os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parent.parent / '.pytest_cache/xla')
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+# compiling is most of the work; what is said of compiled programs is tested with `optimised`
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 import jax
 import pytest
@@ -35,6 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
   """Whether golden files are to be rewritten rather than compared with."""
   return request.config.getoption('--update-golden')
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+  """Compiles as users do, for tests of what the compiler makes of a program."""
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -16,6 +16,8 @@ from align_jax.train.state import abstract_state
 from align_jax.train.step import make_train_step
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 FILE = Path(__file__).parent / 'costs.json'
 TOLERANCE = {'flops': 0.02, 'temporary_bytes': 0.10}
 METHODS = {

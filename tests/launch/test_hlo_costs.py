@@ -14,6 +14,8 @@ from launch.hlo_costs import Counter, Moved, group_size
 from launch.hlo_loops import trip_count
 from launch.hlo_memory import largest_buffers
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 DATA = Path(__file__).parent / 'data'
 ROOT = Path(__file__).parent.parent.parent
 

@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec
 from align_jax.models.products import product
 from align_jax.parallel.mesh import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 
 def gradients(f, x, kernel, weights):
   return jax.grad(lambda x, kernel: jnp.sum(f(x, kernel) * weights), argnums=(0, 1))(x, kernel)

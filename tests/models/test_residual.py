@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from align_jax.models.layers import Block, BlockConfig
 from align_jax.models.residual import fork
 from align_jax.models.stack import Stack
+
+pytestmark = pytest.mark.usefixtures('optimised')
 
 
 def _chain(x, kernels, split):

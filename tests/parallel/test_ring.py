@@ -15,6 +15,8 @@ from align_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from align_jax.parallel.ring import Ring
 from tests.losses import reference
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 BATCH, DIM = 24, 6
 # the mesh, and the rows worked at a time: all, and numbers that do and do not divide the block
 MESHES = [((8, 1, 1), 0), ((2, 4, 1), 2), ((2, 2, 2), 3), ((1, 1, 1), 5)]

@@ -15,7 +15,8 @@ class Faults:
   """What goes wrong, and what was asked for.
 
   Attributes:
-    every: so many requests are one 503; 0: none is.
+    every: so many requests are one 503; 0: none is. Of the same request never two in a row: which
+      of several clients is refused is chance, and no client outlasts a store that picks on it.
     cut: so many of the next downloads end in the middle of their body.
     down: connections are closed without an answer.
     seen: (method, path, query) of every request.
@@ -29,6 +30,7 @@ class Faults:
   def clear(self) -> None:
     self.every, self.cut, self.down = 0, 0, False
     self.seen: list[tuple[str, str, str]] = []
+    self._refused: set[tuple[str, str]] = set()
     self.failed = 0
 
   def judge(self, method: str, path: str, query: str) -> str:
@@ -38,11 +40,12 @@ class Faults:
       fate = ''
       if self.down:
         fate = 'down'
-      elif self.every and len(self.seen) % self.every == 0:
+      elif self.every and len(self.seen) % self.every == 0 and (method, path) not in self._refused:
         fate = '503'
       elif self.cut and method == 'GET' and 'alt=media' in query:
         self.cut -= 1
         fate = 'cut'
+      (self._refused.add if fate == '503' else self._refused.discard)((method, path))
       self.failed += bool(fate)
       return fate
 

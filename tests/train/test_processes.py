@@ -68,7 +68,6 @@ def start(photos, folder, processes, devices, fsdp=2):
   command += [f'--devices={devices}', '--grace_seconds=20', '--']
   command += [sys.executable, '-c', SCRIPT, photos, str(folder), str(fsdp)]
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.getcwd()}
-  environment['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling is most of the work
   return subprocess.Popen(
     command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
   )

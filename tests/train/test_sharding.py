@@ -42,14 +42,6 @@ def planned(method: str, mesh: MeshConfig, compute: ComputeConfig):
   return config, made, plan(config, made, devices)
 
 
-@pytest.fixture(autouse=True)
-def quick_to_compile():
-  """Compiling is most of the work here, and what is compared is not the compiler's doing."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def batches():
   return [{k: np.asarray(v) for k, v in tiny.batch(BATCH, i).items()} for i in range(STEPS)]
 
