@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
@@ -23,6 +22,7 @@ from align_jax.api import AnyImage, nearest, open_picture
 from align_jax.errors import UserError, require
 from align_jax.evaluation import gap, plots
 from align_jax.evaluation.pictures import Picture, Row, shorten, thumbnail
+from align_jax.evaluation.report import make_environment
 from align_jax.files import write_file
 
 _SHOWN = 96  # pixels, of a picture on the screen: the template's number as well
@@ -230,13 +230,7 @@ class View:
 
 def _pieces() -> Any:
   """The macros of the template."""
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('align_jax.evaluation'),
-    autoescape=True,  # by hand: the default looks at the file's ending, and ours is .j2
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
+  environment = make_environment()
   environment.globals |= {
     'shapes': _SHAPES,
     'real': plots.REAL,

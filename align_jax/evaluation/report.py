@@ -105,15 +105,20 @@ def write_report(path: AnyPath | str, report: 'Report') -> None:
   write_file(path, render(report))
 
 
-def render(report: 'Report') -> str:
-  """Returns the page as text."""
-  environment = jinja2.Environment(
+def make_environment() -> jinja2.Environment:
+  """What finds this package's templates; text is escaped, and a name without a value an error."""
+  return jinja2.Environment(
     loader=jinja2.PackageLoader('align_jax.evaluation'),
     autoescape=True,  # by hand: the default looks at the file's ending, and ours is .j2
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
+
+
+def render(report: 'Report') -> str:
+  """Returns the page as text."""
+  environment = make_environment()
   environment.filters['data_uri'] = _data_uri
   environment.filters['code'] = _code
   environment.filters['anchor'] = lambda text: re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
