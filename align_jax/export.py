@@ -46,13 +46,15 @@ from align_jax.interop.write import (
 )
 from align_jax.modality import Modality
 from align_jax.models.dual_encoder import DualEncoderConfig
-from align_jax.storage import open_path
+from align_jax.storage import AnyPath, is_folder, is_remote, open_path, read_bytes, upload
 from align_jax.train.config import TrainConfig
 from align_jax.train.reader import ParamReader
 from align_jax.train.run_config import read_run_config
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run folder of training.', required=True)
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; must not exist.', required=True)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder to write, on a disk or gs://; must not exist.', required=True
+)
 _TRACK = flags.DEFINE_enum('track', 'real', ['real', 'generated'], 'Which track.')
 _LORA = flags.DEFINE_enum(
   'lora', 'merge', ['merge', 'peft'], 'peft: an adapter, its base model under OUTPUT/base.'
@@ -72,10 +74,12 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'With --push: list the files, upl
 
 def main() -> None:
   """Reads the run, writes aside, verifies, renames, uploads."""
-  workdir, output = open_path(_CHECKPOINT.value), Path(_OUTPUT.value).expanduser()
-  if output.exists():
+  workdir, output = open_path(_CHECKPOINT.value), open_path(_OUTPUT.value)
+  if is_folder(output) or (not is_remote(output) and output.exists()):
     raise UserError(f'--output: {output} exists; name a new folder')
   if _PUSH.value:
+    if is_remote(output):
+      raise UserError(f'--push: uploads from a disk, but --output is {output}; name a local folder')
     check_push(_PUSH.value, dry_run=_DRY_RUN.value)
   config = read_run_config(workdir)
   if config.objective['name'] == 'flow':
@@ -88,8 +92,10 @@ def main() -> None:
   reader = ParamReader(workdir, step=_STEP.value)
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   run = _Run(config, model, reader, tokenizer, eval_transform(config), modality)
-  output.parent.mkdir(parents=True, exist_ok=True)
-  aside = Path(tempfile.mkdtemp(prefix=f'.{output.name}-', dir=output.parent))
+  if not is_remote(output):
+    output.parent.mkdir(parents=True, exist_ok=True)
+  beside = None if is_remote(output) else output.parent
+  aside = Path(tempfile.mkdtemp(prefix=f'.{output.name}-', dir=beside))
   try:
     if _FORMAT.value == 'stablehlo':
       track = run.track()
@@ -99,15 +105,28 @@ def main() -> None:
       said = 'image.stablehlo and text.stablehlo'
     else:
       said = _write(aside, run, plain)
-    aside.chmod(0o755)  # mkdtemp makes it private
-    os.replace(aside, output)
+    if is_remote(output):
+      _upload(aside, output)
+    else:
+      aside.chmod(0o755)  # mkdtemp makes it private
+      os.replace(aside, output)
   finally:
     shutil.rmtree(aside, ignore_errors=True)
   print(f'exported: {output}, {_TRACK.value} track of step {reader.step}; {said}')
   if _PUSH.value:
-    for line in push_folder(output, _PUSH.value, dry_run=_DRY_RUN.value):
+    for line in push_folder(Path(output), _PUSH.value, dry_run=_DRY_RUN.value):
       print(f'  {line}')
     print(f'{"would push" if _DRY_RUN.value else "pushed"} to {_PUSH.value}')
+
+
+def _upload(aside: Path, output: AnyPath) -> None:
+  """Copies a folder into a bucket; what names the model comes last: who finds it finds all."""
+  files = sorted(
+    (path.relative_to(aside) for path in aside.rglob('*') if path.is_file()),
+    key=lambda path: (path.name in ('config.json', 'adapter_config.json'), path),
+  )
+  for path in files:
+    upload(aside / path, f'{output}/{path.as_posix()}')
 
 
 class _Run:
@@ -142,7 +161,7 @@ def _write(aside: Path, run: _Run, plain: DualEncoderConfig) -> str:
     base, plain, run.track(written), run.tokenizer, run.transform, length, dtype=dtype
   )
   if peft:
-    name = str(Path(_OUTPUT.value) / 'base')
+    name = os.fspath(open_path(_OUTPUT.value) / 'base')
     write_adapter(aside, run.model, run.track(), base=name, dtype=dtype)
     (base / 'README.md').write_text(model_card(_facts(run, 'real', adapter=False)))
   (aside / 'README.md').write_text(model_card(_facts(run, run.modality, adapter=peft)))
@@ -176,7 +195,7 @@ def _facts(run: _Run, modality: Modality, *, adapter: bool) -> Facts:
   data = {'data.real': run.config.data.real, 'data.generated': run.config.data.generated}
   data |= {f'data.more[{i}]': more.spec for i, more in enumerate(run.config.data.more)}
   return Facts(
-    name=Path(_OUTPUT.value).name,
+    name=open_path(_OUTPUT.value).name,
     architecture=architecture_of(run.model).name,
     track=modality,
     objective=run.config.objective,
@@ -201,7 +220,7 @@ def _scores() -> dict:
   if not _SCORES.value:
     return {}
   try:
-    found = json.loads(Path(_SCORES.value).read_bytes())
+    found = json.loads(read_bytes(open_path(_SCORES.value)))
     return {
       'scores': {k: float(v) for k, v in found['scores'].items()},
       'command': found['command'],

@@ -107,4 +107,7 @@ def test_a_run_lives_in_a_bucket_from_data_to_scores(bucket, tmp_path, objects):
   )
   scores = json.loads(storage.read_bytes(f'{bucket}/scores/metrics.json'))['scores']
   assert scores and all(value >= 0 for value in scores.values())
+  export = [f'--checkpoint={bucket}/run', f'--output={bucket}/exported', '--format=stablehlo']
+  assert f'exported: {bucket}/exported' in command('align_jax.export', *export).stdout
+  assert {'image.stablehlo', 'tokenizer/tokenizer.json'} <= objects(f'{bucket}/exported').keys()
   assert not [name for name in os.listdir(tmp_path) if name.startswith('gs')]
