@@ -29,7 +29,7 @@ MAY_IMPORT = {
   'encoder': {'train', 'data', 'models'},
   'api': {'encoder', 'evaluation', 'interop', 'data', 'models'},
   'explore': {'api', 'evaluation'},
-  'mteb_encoder': {'api'},
+  'mteb_encoder': {'api', 'data'},
   'main': {'cli', 'encoder', 'objectives', 'train', 'evaluation', 'data', 'models', 'parallel'},
   'evaluate': {'cli', 'encoder', 'train', 'evaluation', 'data'},
   'export': {'cli', 'encoder', 'train', 'evaluation', 'data', 'models', 'interop'},
