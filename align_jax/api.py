@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from align_jax.config import build
-from align_jax.data.images import ImageError, decode_picture
+from align_jax.data.images import ImageError, convert_picture, decode_picture
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.data.transforms import Transform, apply_to_picture
 from align_jax.encoder import Encoder, load_run
@@ -118,8 +118,6 @@ def open_picture(image: AnyImage, place: int = 0) -> Image.Image:
   Raises:
     UserError: it cannot be decoded, or the array is none of an image.
   """
-  if isinstance(image, Image.Image):
-    return image.convert('RGB')
   if isinstance(image, np.ndarray):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
       raise UserError(
@@ -127,6 +125,8 @@ def open_picture(image: AnyImage, place: int = 0) -> Image.Image:
       )
     return Image.fromarray(image)
   try:
+    if isinstance(image, Image.Image):
+      return convert_picture(image)
     return decode_picture(image if isinstance(image, bytes) else read_bytes(image))
   except FileNotFoundError as error:
     raise UserError(f'image {place}: no file {image!s}') from error

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import align_jax
-from align_jax.api import nearest
+from align_jax.api import nearest, open_picture
 from align_jax.encoder import load_run
 from align_jax.errors import UserError
 from align_jax.objectives import make_objective
@@ -34,6 +34,24 @@ def test_every_kind_of_image_gives_the_same_vector(run):
   np.testing.assert_array_equal(vectors, np.repeat(vectors[:1], 5, axis=0))
 
 
+@pytest.mark.parametrize('kind', ['clear', 'turned'])
+def test_a_picture_of_pillow_is_read_as_its_file_is(kind, tmp_path):
+  picture = tiny.picture('red', 'disc', 0)
+  if kind == 'clear':
+    picture.putalpha(Image.linear_gradient('L').resize(picture.size))
+    picture.save(tmp_path / 'a.png')
+  else:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.crop((0, 0, 20, 30)).save(tmp_path / 'a.png', exif=exif)
+  found = open_picture(Image.open(tmp_path / 'a.png'))
+  assert found.mode == 'RGB'
+  np.testing.assert_array_equal(np.asarray(found), np.asarray(open_picture(tmp_path / 'a.png')))
+  assert found.size == (picture.size if kind == 'clear' else (30, 20))
+  if kind == 'clear':  # the top row is all but transparent: white
+    assert np.asarray(found)[0].min() > 250
+
+
 def test_tracks_are_the_encoders_tracks(run):
   picture = tiny.picture('red', 'disc', 0)
   pixels = np.asarray(picture)[None]
@@ -57,9 +75,12 @@ def test_nearest_is_a_sort_of_cosines():
 def test_mistakes_name_the_image(run, tmp_path):
   encoder = align_jax.load(str(run / 'run'))
   (tmp_path / 'odd.jpg').write_bytes(b'no picture')
+  whole = next((run / 'photos').rglob('*.jpg')).read_bytes()
+  (tmp_path / 'torn.jpg').write_bytes(whole[: len(whole) // 2])
   for image, said in [
     (tmp_path / 'none.jpg', 'image 1: no file'),
     (tmp_path / 'odd.jpg', r'image 1: cannot be decoded \(format\)'),
+    (Image.open(tmp_path / 'torn.jpg'), r'image 1: cannot be decoded \(corrupt\)'),
     (np.zeros((4, 4, 3), np.float32), r'image 1: an array of float32 \(4, 4, 3\)'),
   ]:
     with pytest.raises(UserError, match=said):

@@ -45,7 +45,7 @@ def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     ImageError: `format` (none of the three formats), `too_large`, `corrupt` (truncated or damaged).
   """
   with _reasons():
-    return _finish(_open(data, max_pixels))
+    return convert_picture(_open(data, max_pixels))
 
 
 def decode_part(
@@ -71,7 +71,7 @@ def decode_part(
     image = _open(data, max_pixels)
     # only what needs no turning: then the file's own axes are the picture's
     if image.format != 'JPEG' or not _ORIENTATION_KEYS.isdisjoint(image.info):
-      picture = _finish(image)
+      picture = convert_picture(image)
       return picture, choose(*picture.size)
     width, height = image.size
     box = choose(width, height)
@@ -80,10 +80,21 @@ def decode_part(
     if finer >= 2:
       factor = max(f for f in (2, 4, 8) if f <= finer)
       drafted = image.draft(None, (max(1, width // factor), max(1, height // factor)))
-    picture = _finish(image)
+    picture = convert_picture(image)
     factor = round(width / drafted[1][2]) if drafted else 1
     left, top, right, bottom = (side / factor for side in box)
     return picture, (left, top, right, bottom)
+
+
+def convert_picture(image: Image.Image) -> Image.Image:
+  """Makes an upright RGB picture of an opened one, as `decode_picture` does.
+
+  Raises:
+    ImageError: `corrupt`, where its pixels were still to be decoded.
+  """
+  with _reasons():
+    image.load()
+    return _to_rgb(_upright(image))
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -95,12 +106,6 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
   if width * height > max_pixels:
     raise ImageError('too_large', f'{width} x {height} pixels, at most {max_pixels} allowed')
   return image
-
-
-def _finish(image: Image.Image) -> Image.Image:
-  """Decodes the pixels."""
-  image.load()
-  return _to_rgb(_upright(image))
 
 
 @contextlib.contextmanager
