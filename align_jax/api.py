@@ -7,12 +7,17 @@ vectors = encoder.embed_images(['cat.jpg', picture, array])  # float32 [3, dim],
 """
 
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax import Array
 from jaxtyping import Float, Int
 from PIL import Image
 
@@ -20,17 +25,19 @@ from align_jax.config import build
 from align_jax.data.images import ImageError, convert_picture, decode_picture
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.data.transforms import Transform, apply_to_picture
-from align_jax.encoder import Encoder, load_run
+from align_jax.encoder import Encoder, in_batches, load_run
 from align_jax.errors import UserError, require
 from align_jax.evaluation import retrieval
 from align_jax.interop.folder import find_folder, load_folder, read_folder
 from align_jax.modality import Modality
 from align_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
-from align_jax.models.flat import Skeleton
+from align_jax.models.flat import Params, Skeleton
+from align_jax.models.text import TextConfig, TextTransformer
 from align_jax.storage import open_path, read_bytes
 
 # a picture, pixels (uint8, height x width x 3), a file's name or its bytes
 AnyImage: TypeAlias = Image.Image | np.ndarray | str | os.PathLike | bytes
+_TEXT_LENGTH = 128  # tokens, of a text tower that reads texts of any length
 _TRANSFORM = ('resize', 'interpolation', 'short_side')  # fields of `config.data` about pixels
 
 
@@ -88,6 +95,48 @@ def load(spec: str, track: Modality = 'real') -> TrackEncoder:
       raise UserError(f'{spec}: holds one track; leave track out')
     return TrackEncoder(_load_folder(spec.removeprefix('hf:')), track)
   return TrackEncoder(load_run(open_path(spec.removeprefix('run:'))), track)
+
+
+def load_text_embedder(spec: str) -> Callable[[Sequence[str]], Float[np.ndarray, 'n dim']]:
+  """Loads what embeds texts alone: that of a track, or a text tower such as MiniLM or BGE.
+
+  Args:
+    spec: as for `load`, or `hf:` and the folder of a `BertModel`.
+
+  Returns: texts in, float32 of unit norm out; what is longer than the model reads is cut.
+
+  Raises:
+    UserError: no such folder, or one without texts.
+  """
+  if not spec.startswith('hf:'):
+    return load(spec).embed_texts
+  imported = read_folder(find_folder(spec.removeprefix('hf:')))
+  if 'image' in imported.model:
+    return load(spec).embed_texts
+  if 'text' not in imported.model or 'tokenizer' not in imported.data:
+    raise UserError(f'{spec}: embeds no texts; name the folder of a text model with its tokenizer')
+  config = build(TextConfig, imported.model['text'], 'config.model.text')
+  skeleton = Skeleton(lambda rngs: _TextTower(config, rngs))
+  params = {k: jnp.asarray(v) for k, v in load_folder(imported, skeleton.shapes).items()}
+  tokenizer = load_tokenizer(Path(imported.data['tokenizer']))
+  length = min(_TEXT_LENGTH, config.length)
+
+  @jax.jit
+  def embed(params: Params, tokens: Int[Array, 'n length']) -> Float[Array, 'n dim']:
+    x = skeleton.bind(params).text(tokens).astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+  def embed_texts(texts: Sequence[str]) -> Float[np.ndarray, 'n dim']:
+    return in_batches(functools.partial(embed, params), tokenizer.encode(texts, length))
+
+  return embed_texts
+
+
+class _TextTower(nnx.Module):
+  """A text tower under the name that it has in a dual encoder."""
+
+  def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+    self.text = TextTransformer(config, rngs)
 
 
 def nearest(

@@ -19,7 +19,9 @@ from align_jax.train.checkpoints import load_params
 from align_jax.train.config import TrainConfig
 from align_jax.train.run_config import read_run_config
 
-_BATCH = 256  # any number of inputs is padded to whole batches, so each tower compiles once
+# Any number of inputs is cut and padded to batches of these sizes: each tower compiles at most once
+# for each, and a single picture does not cost as much as many.
+_SIZES = (8, 32, 256)
 
 
 class Encoder:
@@ -74,22 +76,29 @@ class Encoder:
       projection: which projection head; None: that of the modality. The paper's second reading of
         inference is `modality='generated', projection='real'` on real images.
     """
-    return self._batched(lambda b: self._image(self._params, b, modality, projection), images)
+    return in_batches(lambda b: self._image(self._params, b, modality, projection), images)
 
   def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, 'n dim']:
     """Embeds texts of any length; what is longer than the model reads is cut."""
     tokens = self.tokenizer.encode(texts, self.length)
-    return self._batched(lambda b: self._text(self._params, b), tokens)
+    return in_batches(lambda b: self._text(self._params, b), tokens)
 
-  def _batched(self, fn: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
-    if not len(rows):
-      raise UserError('nothing to embed: the list of images or texts is empty')
-    out = []
-    for start in range(0, len(rows), _BATCH):
-      part = rows[start : start + _BATCH]
-      padded = np.concatenate([part, np.repeat(part[-1:], _BATCH - len(part), axis=0)])
-      out.append(np.asarray(fn(padded))[: len(part)])
-    return np.concatenate(out)
+
+def in_batches(fn: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
+  """Applies a compiled function to any number of rows, cut and padded to a few sizes.
+
+  Raises:
+    UserError: no rows.
+  """
+  if not len(rows):
+    raise UserError('nothing to embed: the list of images or texts is empty')
+  out = []
+  for start in range(0, len(rows), _SIZES[-1]):
+    part = rows[start : start + _SIZES[-1]]
+    size = next(size for size in _SIZES if size >= len(part))
+    padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+    out.append(np.asarray(fn(padded))[: len(part)])
+  return np.concatenate(out)
 
 
 def make_encoder(config: TrainConfig, params: Params, tokenizer: Tokenizer) -> Encoder:

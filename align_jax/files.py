@@ -49,3 +49,12 @@ def disk_errors(directory: str) -> Iterator[None]:
         f'{directory}: no space left on the disk; free some and run the same command again'
       ) from error
     raise UserError(f'{directory}: cannot write ({error}); check the folder') from error
+
+
+def sync(path: str) -> None:
+  """Waits until a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

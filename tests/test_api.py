@@ -34,6 +34,16 @@ def test_every_kind_of_image_gives_the_same_vector(run):
   np.testing.assert_array_equal(vectors, np.repeat(vectors[:1], 5, axis=0))
 
 
+@pytest.mark.parametrize('count', [1, 9, 40])
+def test_a_vector_does_not_depend_on_its_neighbours(run, count):
+  encoder = align_jax.load(str(run / 'run'))
+  pictures = [tiny.picture('red', 'disc', i) for i in range(count)]
+  texts = [f'{i} red discs' for i in range(count)]
+  for embed, inputs in ((encoder.embed_images, pictures), (encoder.embed_texts, texts)):
+    alone = np.concatenate([embed([one]) for one in inputs[:: max(1, count - 1)]])
+    np.testing.assert_allclose(embed(inputs)[:: max(1, count - 1)], alone, atol=1e-5)
+
+
 @pytest.mark.parametrize('kind', ['clear', 'turned'])
 def test_a_picture_of_pillow_is_read_as_its_file_is(kind, tmp_path):
   picture = tiny.picture('red', 'disc', 0)

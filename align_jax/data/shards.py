@@ -26,7 +26,7 @@ from align_jax import storage
 from align_jax.cache import cache_folder
 from align_jax.data.record import SCHEMA, Record, encode
 from align_jax.errors import UserError
-from align_jax.files import TEMPORARY, disk_errors, write_file
+from align_jax.files import TEMPORARY, disk_errors, sync, write_file
 
 SUFFIX = '.arrayrecord'
 INDEX_SUFFIX = '.ids.jsonl'
@@ -175,7 +175,7 @@ class ShardWriter:
       finally:
         self._index.close()
       for path in (self._data, self._ids):
-        _sync(path)
+        sync(path)
 
   def _remove(self) -> None:
     for path in (self._data, self._ids):
@@ -201,7 +201,7 @@ class ShardWriter:
     with disk_errors(self._directory):
       os.replace(self._ids, index_path(self._path))
       os.replace(self._data, self._path)
-      _sync(self._directory)
+      sync(self._directory)
     return shard
 
 
@@ -339,12 +339,3 @@ def versions() -> dict[str, str]:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       out[package] = importlib.metadata.version(package)
   return out
-
-
-def _sync(path: str) -> None:
-  """Waits until a file, or the names in a folder, are on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

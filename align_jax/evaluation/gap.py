@@ -4,11 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 
 def centroid_distance(
@@ -82,6 +77,13 @@ def separability_auc(
   if folds < 2:
     raise ValueError('separability_auc: needs at least two pairs')
   scores = []
+  # here: scikit-learn takes seconds to import, and commands that fit no probe do without
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.metrics import roc_auc_score
+  from sklearn.model_selection import GroupKFold
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
+
   for train, test in GroupKFold(folds, shuffle=True, random_state=seed).split(x, y, group):
     if len(np.unique(y[train])) < 2 or len(np.unique(y[test])) < 2:
       continue  # rows without a partner may leave a fold with one modality

@@ -9,10 +9,6 @@ import warnings
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
 
 from align_jax.evaluation.features import Features, single_labels
 from align_jax.evaluation.retrieval import nearest
@@ -101,6 +97,8 @@ def _accuracy(predicted: np.ndarray, target: np.ndarray) -> float:
 
 def _split(target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Splits rows 4:1, class by class where every class is large enough for that."""
+  from sklearn.model_selection import train_test_split  # here: see `gap.separability_auc`
+
   rows = np.arange(len(target))
   counts = np.bincount(target)
   held = max(1, len(target) // 5)
@@ -115,6 +113,10 @@ def _split(target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _paths(x: np.ndarray, y: np.ndarray, strengths: tuple[float, ...]):
   """Yields of each penalty a fitted function from features to class numbers."""
+  from sklearn.exceptions import ConvergenceWarning
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.preprocessing import StandardScaler
+
   scaler = StandardScaler().fit(x)
   # Each fit starts from the one before it: from strong to weak penalties that halves the work.
   model = LogisticRegression(max_iter=200, tol=1e-3, warm_start=True)

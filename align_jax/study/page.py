@@ -4,8 +4,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scipy import stats
-
 from align_jax.data.sources import open_source
 from align_jax.encoder import load_run
 from align_jax.evaluation import sections
@@ -89,6 +87,8 @@ def _margin(error: float, seeds: int) -> float:
   One seed says nothing of its spread; two standard deviations of the difference of two shares of
   1,000 answers stand in for it, at least.
   """
+  from scipy import stats  # here: it takes a second to import
+
   return float(stats.t.ppf(0.975, seeds - 1) * error) if seeds > 1 else _ONE_SEED
 
 

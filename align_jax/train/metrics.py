@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from align_jax import storage
 from align_jax.files import write_file
 
@@ -42,7 +40,7 @@ class MetricWriter:
     # a line of training has a loss; one of an evaluation has not
     self._evaluated = {m['step'] for m in kept if 'loss' not in m}
     self._file = path.open('a')
-    self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resume_step + 1)
+    self._board = _board(workdir / 'tensorboard', resume_step + 1)
 
   def has_evaluation(self, step: int) -> bool:
     """Whether an earlier process has written the evaluation of a step."""
@@ -99,3 +97,20 @@ class Progress:
       file=sys.stderr,
       flush=True,
     )
+
+
+def _board(folder: Path, purge_step: int) -> Any:
+  """Opens TensorBoard's file.
+
+  Where PyTorch is installed, tensorboardX imports it to log its tensors: four seconds of every
+  start, for numbers that are none. It is told that there is none.
+  """
+  hidden = 'torch' not in sys.modules
+  if hidden:
+    sys.modules['torch'] = None  # type: ignore[assignment]  # an import of it then fails
+  try:
+    from tensorboardX import SummaryWriter
+  finally:
+    if hidden:
+      del sys.modules['torch']
+  return SummaryWriter(str(folder), purge_step=purge_step)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from align_jax.api import load_text_embedder
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.losses.contrastive import symmetric_info_nce
 from align_jax.models.flat import params_of
@@ -250,6 +251,9 @@ def test_sentences_of_a_real_minilm_are_as_similar_as_pytorch_says():
   ours, mean = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (ours, mean))
   np.testing.assert_allclose(ours @ ours.T, mean @ mean.T, atol=1e-5)
   assert ours[0] @ ours[1] > 0.5 > ours[0] @ ours[2]
+  embedded = load_text_embedder(f'hf:{folder}')(sentences)
+  assert embedded.dtype == np.float32
+  np.testing.assert_allclose(embedded, mean, atol=1e-4)
 
 
 def test_open_clip_names_the_same_weights(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 from align_jax.train.metrics import MetricWriter, Progress, read_metrics
 
@@ -62,3 +64,20 @@ def test_a_quiet_process_says_nothing(capsys):
   progress.say('begins')
   progress.show(1, 0.5, 1.0, 1.0)
   assert capsys.readouterr() == ('', '')
+
+
+def test_a_run_starts_without_what_takes_seconds_to_import(tmp_path):
+  """In a process of its own: this one has imported all of it."""
+  program = (
+    'import sys\n'
+    'import align_jax.main\n'
+    'from pathlib import Path\n'
+    'from align_jax.train.metrics import MetricWriter\n'
+    'writer = MetricWriter(Path(sys.argv[1]), resume_step=0)\n'
+    "writer.write(1, {'loss': 1.0})\n"
+    'writer.close()\n'
+    "print([m for m in ('torch', 'sklearn', 'pandas', 'transformers', 'umap') if m in sys.modules])"
+  )
+  run = [sys.executable, '-c', program, str(tmp_path)]
+  done = subprocess.run(run, capture_output=True, text=True, timeout=300, check=True)
+  assert done.stdout.strip() == '[]'
