@@ -27,8 +27,8 @@ except ModuleNotFoundError as error:
     f"align_jax.mteb_encoder: {error.name} is missing; pip install 'align_jax[mteb]'"
   ) from error
 
-# Rows embedded at once. The encoder pads every call to as many: mteb's batches, of 32 unless told
-# otherwise, would cost eight times the work.
+# Rows embedded at once, the encoder's largest batch: what is left over of mteb's own batches, of 32
+# unless told otherwise, would be padded to it again and again.
 _ROWS = 256
 
 
