@@ -200,19 +200,19 @@ def full_disk(*_):
 
 def test_full_disk_keeps_finished_shards_only(tmp_path, monkeypatch):
   spec, to = folder(tmp_path / 'in'), f'arrayrecord:{tmp_path}/out'
-  sync, calls = shards_lib._sync, []
+  sync, calls = shards_lib.sync, []
 
   def fails_later(path: str) -> None:
     calls.append(path)
     sync(path) if len(calls) < 5 else full_disk()
 
-  monkeypatch.setattr(shards_lib, '_sync', fails_later)
+  monkeypatch.setattr(shards_lib, 'sync', fails_later)
   with pytest.raises(UserError, match='no space left on the disk'):
     convert(spec, to, 5, workers=1, progress=False)
   assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [
     'manifest.json', 'shard-00000-of-00005.arrayrecord', 'shard-00000-of-00005.ids.jsonl',
   ]  # fmt: skip
-  monkeypatch.setattr(shards_lib, '_sync', sync)
+  monkeypatch.setattr(shards_lib, 'sync', sync)
   assert convert(spec, to, 5, workers=1, progress=False).total == 10
 
 
