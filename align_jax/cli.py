@@ -89,3 +89,16 @@ def define_config() -> flags.FlagHolder:
   )
   flags.mark_flag_as_required('config')
   return holder
+
+
+def define_work() -> dict[str, flags.FlagHolder]:
+  """Defines `--workers`, `--runner` and `--beam_options`, see `data.work.WorkConfig`."""
+  return {
+    'workers': flags.DEFINE_integer('workers', 2, 'Processes, for what needs no accelerator.'),
+    'runner': flags.DEFINE_string(
+      'runner', 'local', 'local: processes of this machine; or a Beam runner, see docs/data.md.'
+    ),
+    'beam_options': flags.DEFINE_multi_string(
+      'beam_option', [], 'Option of the Beam pipeline, any number of times: --name=value.'
+    ),
+  }

@@ -9,14 +9,11 @@ same command goes on: finished shards whose checksums agree are kept.
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
-import multiprocessing
 import os
-import signal
-import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from multiprocessing import connection
-from typing import Any, cast
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -25,10 +22,12 @@ from align_jax import cli, storage
 from align_jax.data import shards as shards_lib
 from align_jax.data.images import ImageError, decode_image
 from align_jax.data.sources import Source, open_source, parse_spec
+from align_jax.data.work import LOCAL, Progress, WorkConfig, run_tasks
 from align_jax.errors import UserError
 from align_jax.files import write_file
 
 QUARANTINE = 'quarantine.jsonl'
+WORK = 'work'  # within the folder of shards: what Beam's workers say, until it is entered
 _REPORT_EVERY = 32  # records between two messages of a worker
 
 
@@ -48,6 +47,8 @@ def convert(
   *,
   licence: str = '',
   workers: int = 2,
+  runner: str = LOCAL,
+  beam_options: Sequence[str] = (),
   progress: bool = True,
 ) -> shards_lib.Manifest:
   """Writes a source into shards. Every image is decoded once, those that fail are left out.
@@ -57,7 +58,7 @@ def convert(
     to: `arrayrecord:DIR`, on a disk or in a bucket; a folder of its own.
     shards: number of files; shard i holds the i-th of as many contiguous ranges.
     licence: of the data; by default what the source says.
-    workers: processes; with 1 the work is done in this one.
+    workers, runner, beam_options: where the work is done, see `work.WorkConfig`.
     progress: shows rate and time left on standard error.
 
   Returns: the manifest. `DIR/quarantine.jsonl` lists the records left out, if any.
@@ -67,8 +68,7 @@ def convert(
       which no record can be read.
   """
   directory = _target(to)
-  if workers < 1:
-    raise UserError(f'--workers={workers}: at least 1')
+  work = WorkConfig(workers, runner, tuple(beam_options))
   source = open_source(spec)
   if not 1 <= shards <= len(source):
     raise UserError(f'--shards={shards}: {spec} has {len(source)} records; choose 1 to as many')
@@ -86,12 +86,15 @@ def convert(
     disable=not progress,
   )
   try:
-    with bar, contextlib.closing(_run(source, directory, shards, tasks, workers)) as messages:
-      for kind, value in messages:
-        if kind == 'seen':
-          bar.update(value)
+    function = functools.partial(_write_shard, source, directory, shards)
+    scratch = os.path.join(directory, WORK)
+    with bar, contextlib.closing(run_tasks(function, tasks, work, scratch=scratch)) as messages:
+      for message in messages:
+        if isinstance(message, Progress):
+          bar.update(message.count)
         else:
-          manifest = _record(directory, manifest, *value)
+          entry, left_out = message.result
+          manifest = _record(directory, manifest, shards_lib.Shard(**entry), left_out)
   finally:
     shards_lib.remove_temporaries(directory)
   if not manifest.total:
@@ -174,74 +177,10 @@ def _record(
   return manifest
 
 
-def _run(
-  source: Source, directory: str, shards: int, tasks: Sequence[Task], workers: int
-) -> Generator[tuple[str, Any], None, None]:
-  """Yields `('seen', records)` and `('shard', (entry, left out))` as the work goes on."""
-  workers = min(workers, len(tasks))
-  if workers <= 1:
-    for task in tasks:
-      yield from _write_shard(source, directory, shards, task)
-    return
-  context = multiprocessing.get_context('spawn')  # fork and threads (JAX, pyarrow) do not mix
-  processes, receivers = [], []
-  try:
-    for worker in range(workers):
-      receiver, sender = context.Pipe(duplex=False)
-      process = context.Process(
-        target=_work, args=(source, directory, shards, tasks[worker::workers], sender), daemon=True
-      )
-      process.start()
-      sender.close()  # the worker holds the other end: its death then reads as end of file
-      processes.append(process)
-      receivers.append(receiver)
-    while receivers:
-      for ready in connection.wait(receivers):
-        receiver = cast(connection.Connection, ready)
-        try:
-          kind, value = receiver.recv()
-        except EOFError:
-          raise UserError(
-            'convert: a worker process died (out of memory?); run the same command again with '
-            'fewer --workers'
-          ) from None
-        if kind == 'error':
-          raise UserError(value)
-        if kind == 'end':
-          receivers.remove(receiver)
-        else:
-          yield kind, value
-  finally:
-    for process in processes:
-      process.terminate()
-    for process in processes:
-      process.join()
-
-
-def _work(
-  source: Source,
-  directory: str,
-  shards: int,
-  tasks: Sequence[Task],
-  sender: connection.Connection,
-) -> None:
-  """What a worker process does. When the parent dies, the next `send` raises and ends it."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it on an interrupt
-  try:
-    for task in tasks:
-      for message in _write_shard(source, directory, shards, task):
-        sender.send(message)
-    sender.send(('end', None))
-  except UserError as error:
-    sender.send(('error', str(error)))
-  except BrokenPipeError:
-    sys.exit(1)
-
-
 def _write_shard(
   source: Source, directory: str, shards: int, task: Task
-) -> Iterator[tuple[str, Any]]:
-  """Writes one shard; yields messages as `_run` does, the shard last."""
+) -> Generator[int, None, tuple[dict[str, Any], list[dict[str, Any]]]]:
+  """Writes one shard; returns its entry of the manifest and the records left out."""
   left_out: list[dict[str, Any]] = []
   unreported = 0
   with shards_lib.ShardWriter(directory, task.index, shards) as writer:
@@ -262,23 +201,23 @@ def _write_shard(
         writer.add(record)
       unreported += 1
       if unreported == _REPORT_EVERY or position == task.stop - 1:
-        yield 'seen', unreported
+        yield unreported
         unreported = 0
     skipped = collections.Counter(entry['reason'] for entry in left_out)
-    yield 'shard', (writer.commit(skipped), left_out)
+    return dataclasses.asdict(writer.commit(skipped)), left_out
 
 
 def _define_flags() -> Callable[[], dict[str, Any]]:
   """Defines the flags; returns the function that reads them."""
-  holders = {
+  holders: dict[str, flags.FlagHolder] = {
     'spec': flags.DEFINE_string(
       'from', None, 'Spec of the source, see docs/data.md.', required=True
     ),
     'to': flags.DEFINE_string('to', None, 'arrayrecord:DIR; DIR may be gs://…', required=True),
     'shards': flags.DEFINE_integer('shards', None, 'Number of files.', required=True),
     'licence': flags.DEFINE_string('licence', '', "Licence of the data; default: the source's."),
-    'workers': flags.DEFINE_integer('workers', 2, 'Processes.'),
   }
+  holders |= cli.define_work()
   return lambda: {name: holder.value for name, holder in holders.items()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # left, top, right, bottom, in pixels; of a picture made smaller also between them
 Box = tuple[int | float, int | float, int | float, int | float]
@@ -117,6 +117,8 @@ def _reasons() -> Iterator[None]:
     raise
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
     raise ImageError('too_large', str(error)) from error
+  except UnidentifiedImageError as error:  # its text names an address in memory
+    raise ImageError('corrupt', 'no header that can be read') from error
   except Exception as error:  # damaged bytes make decoders raise nearly anything
     raise ImageError('corrupt', f'{type(error).__name__}: {error}') from error
 
