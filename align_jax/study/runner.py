@@ -22,10 +22,9 @@ from align_jax.study.score import score_run
 from align_jax.study.specs import Specs, split_specs
 from align_jax.synth.generate import Prompt, generate
 from align_jax.synth.sampler import make_sampler
+from align_jax.synth.trained import check_training, train_once
 from align_jax.train.checkpoints import load_params
 from align_jax.train.config import TrainConfig
-from align_jax.train.loop import train
-from align_jax.train.run_config import check_resume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,27 +100,11 @@ def check_sources(config: StudyConfig, specs: Specs) -> None:
     )
   placeholders = specs.names(1, 1, 'run:base')
   for values, where in ((config.base, 'config.base'), (config.generator, 'config.generator')):
-    _check_training(train_config(values, {}, placeholders, where))
+    check_training(train_config(values, {}, placeholders, where))
   for number, arm in enumerate(config.arms):
     for index, stage in enumerate(arm.stages):
       where = f'config.arms[{number}].stages[{index}] ({arm.name})'
-      _check_training(train_config(config.arm, stage, placeholders, where))
-
-
-def _check_training(values: TrainConfig) -> None:
-  objective = make_objective(values.objective)
-  build(objective.ModelConfig, values.model_fields, 'config.model')
-
-
-def train_once(config: TrainConfig, folder: Path, label: str) -> None:
-  """Trains into `folder` unless that is done.
-
-  Raises:
-    UserError: the run there had another config.
-  """
-  check_resume(config, folder)
-  if not (folder / 'checkpoints' / str(config.steps)).is_dir():
-    train(config, make_objective(config.objective), folder, label=label)
+      check_training(train_config(config.arm, stage, placeholders, where))
 
 
 def draw(config: StudyConfig, specs: Specs, generator: TrainConfig, workdir: Path) -> None:
