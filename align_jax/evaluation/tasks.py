@@ -93,6 +93,7 @@ class EvalData:
     limit: at most so many records of each source; None: all.
     class_names: the classes of zero-shot classification; (): the labels found in `test`.
     templates: its prompts: a name in `zero_shot.TEMPLATES`, or templates with one `{}` each.
+    frequency: which classes are rare in training; None: not told apart.
   """
 
   test: Source
@@ -101,6 +102,7 @@ class EvalData:
   limit: int | None = None
   class_names: tuple[str, ...] = ()
   templates: str | tuple[str, ...] = 'photo'
+  frequency: zero_shot.Frequency | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +225,9 @@ class ZeroShot:
         'add labels, or leave the task out'
       )
     vectors = zero_shot.class_vectors(embedded.encoder, names, _templates(data.templates))
-    scores = zero_shot.classify(test, names, vectors)
-    yield from ((f'zero_shot.{k}', scores[k]) for k in ('top1', 'top5', 'balanced'))
+    scores = zero_shot.classify(test, names, vectors, frequency=data.frequency)
+    keys = ('top1', 'top5', 'balanced', *zero_shot.Frequency.GROUPS)
+    yield from ((f'zero_shot.{k}', scores[k]) for k in keys if k in scores)
 
 
 @dataclasses.dataclass(frozen=True)

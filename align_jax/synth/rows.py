@@ -23,6 +23,7 @@ class Category:
     extra: not of the user's own: training may cut it off again.
     similarity: of an extra category, the largest cosine of its text to one of the base set.
     source: where the name comes from (`own`, `imagenet`, `wordnet`, a file).
+    real_images: how many real images there are of it.
   """
 
   name: str
@@ -30,6 +31,7 @@ class Category:
   extra: bool = False
   similarity: float | None = None
   source: str = 'own'
+  real_images: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

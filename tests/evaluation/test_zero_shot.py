@@ -40,3 +40,24 @@ def test_equal_class_vectors_name_nothing(make_features, unit):
 def test_no_labels(make_features, unit):
   with pytest.raises(ValueError, match='exactly one label'):
     zero_shot.classify(make_features(unit(2)), ['a'], unit(1))
+
+
+def test_frequent_common_and_rare_classes_are_told_apart(make_features):
+  image = np.eye(4, dtype=np.float32)[[0, 0, 1, 2, 2, 0]]
+  labels = [('a',), ('a',), ('b',), ('c',), ('c',), ('c',)]
+  names = ['a', 'b', 'c', 'd']
+  frequency = zero_shot.Frequency({'a': 101, 'b': 11, 'c': 10, 'd': 500})
+  scores = zero_shot.classify(
+    make_features(image, labels=labels), names, np.eye(4, dtype=np.float32), frequency=frequency
+  )
+  assert (scores['frequent'], scores['common']) == (1, 1)
+  assert scores['rare'] == pytest.approx(2 / 3)
+  few = zero_shot.classify(
+    make_features(image[:2], labels=labels[:2]),
+    names,
+    np.eye(4, dtype=np.float32),
+    frequency=zero_shot.Frequency({}),
+  )
+  assert few['rare'] == 1 and 'common' not in few
+  with pytest.raises(ValueError, match='do not go upwards'):
+    zero_shot.Frequency({}, common=5, frequent=2)
