@@ -182,7 +182,7 @@ class Generator(Protocol):
 
   def generate(
     self, prompts: Sequence[str], seeds: Sequence[int]
-  ) -> Sequence[UInt8[np.ndarray, 'height width 3'] | None]:
+  ) -> Sequence[UInt8[np.ndarray, '_ _ 3'] | None]:
     """Draws one image for each prompt; None where its numbers were not finite.
 
     An image depends on its own prompt and seed alone, not on the others of the batch.
