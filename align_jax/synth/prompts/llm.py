@@ -1,0 +1,201 @@
+"""Prompts from a language model: asked, cached, counted, asked again when it answers garbage."""
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from align_jax.errors import UserError, require
+from align_jax.files import write_file
+from align_jax.synth.prompts.answers import ask, parse
+from align_jax.synth.prompts.endpoint import Answer, Endpoint, EndpointConfig
+from align_jax.synth.prompts.local import LocalModel
+from align_jax.synth.rows import Category
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+  """What answers: `Endpoint` or `LocalModel`."""
+
+  name: str
+
+  def complete(
+    self, messages: Sequence[dict[str, str]], *, temperature: float, max_tokens: int, seed: int
+  ) -> Answer: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LlmConfig:
+  """How a language model is asked.
+
+  Attributes:
+    folder: a text-generation model of transformers on this machine; '' for `endpoint`.
+    device: of `folder`, for PyTorch.
+    endpoint: where a server is; its `model` is '' for none.
+    ending: how each prompt is to end (DiverGen: in a white background).
+    temperature: of sampling.
+    max_tokens: of an answer, at most.
+    rounds: a category is asked for at most so often; what is missing then, other strategies write.
+    parallel: categories that are asked for at a time, of a server.
+    max_total_tokens: of all questions and answers of a run; 0: no limit.
+    max_cost: of a run, in the currency of the prices; 0: no limit.
+    price_asked, price_answered: of a million tokens of questions, and of answers.
+    shortfall: when the model does not give enough, or a limit is reached: `fill` from the other
+      strategies and say so, or `error`.
+  """
+
+  folder: str = ''
+  device: str = 'cpu'
+  endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
+  ending: str = 'in a white background'
+  temperature: float = 1.0
+  max_tokens: int = 2048
+  rounds: int = 3
+  parallel: int = 4
+  max_total_tokens: int = 0
+  max_cost: float = 0.0
+  price_asked: float = 0.0
+  price_answered: float = 0.0
+  shortfall: Literal['fill', 'error'] = 'fill'
+
+  def __post_init__(self) -> None:
+    where = 'config.prompts.llm'
+    require(
+      not (self.folder and self.endpoint.model), f'{where}.folder', 'set either folder or endpoint'
+    )
+    require(self.temperature >= 0, f'{where}.temperature', f'{self.temperature} is below 0')
+    for name in ('max_tokens', 'rounds', 'parallel'):
+      require(getattr(self, name) >= 1, f'{where}.{name}', f'{getattr(self, name)}: at least 1')
+    for name in ('max_total_tokens', 'max_cost', 'price_asked', 'price_answered'):
+      require(getattr(self, name) >= 0, f'{where}.{name}', f'{getattr(self, name)} is below 0')
+    require(
+      not self.max_cost or self.price_asked + self.price_answered > 0,
+      f'{where}.max_cost',
+      'needs price_asked and price_answered',
+    )
+
+
+class OverBudget(Exception):
+  """The next question might cost more than is allowed."""
+
+
+class Asker:
+  """Asks a model for prompts; every answer is kept in a file, so that it is paid for once.
+
+  Attributes:
+    tokens, cost: of all answers used, those of earlier runs included.
+  """
+
+  def __init__(self, config: LlmConfig, cache: Path, model: LanguageModel | None = None):
+    """Opens the model.
+
+    Args:
+      config: how it is asked.
+      cache: folder of the answers.
+      model: in place of the one that the config names.
+
+    Raises:
+      UserError: no model is named, or it cannot be opened.
+    """
+    require(
+      bool(config.folder or config.endpoint.model or model),
+      'config.prompts.llm',
+      'the strategy llm needs folder or endpoint.model',
+    )
+    self._config, self._cache = config, cache
+    if model is None:
+      model = LocalModel(config.folder, config.device) if config.folder else None
+    self._model: LanguageModel = model or Endpoint(config.endpoint)
+    self.tokens, self.cost = 0, 0.0
+    self._lock = threading.Lock()
+
+  @property
+  def parallel(self) -> int:
+    return 1 if self._config.folder else self._config.parallel  # one model, one random state
+
+  def prompts(self, category: Category, count: int, seed: int) -> tuple[list[str], list[str]]:
+    """Returns up to `count` different prompts of a category, and notes of what went wrong.
+
+    Raises:
+      UserError: the model cannot be reached, or `shortfall` is `error` and there are too few.
+    """
+    have: dict[str, str] = {}
+    notes = []
+    for number in range(self._config.rounds):
+      messages = ask(category, count - len(have), self._config.ending, list(have.values()))
+      try:
+        answer = self._answer(messages, seed + number)
+      except OverBudget as error:
+        notes.append(str(error))
+        break
+      found = parse(answer.text, category)
+      new = {p.lower(): p for p in found if p.lower() not in have}
+      if not new:
+        notes.append('an answer without a new prompt')
+      have |= new
+      if len(have) >= count:
+        break
+    prompts = list(have.values())[:count]
+    if len(prompts) < count:
+      notes.append('too few prompts')
+      if self._config.shortfall == 'error':
+        raise UserError(
+          f'config.prompts.llm: {len(prompts)} of {count} prompts of {category.name!r} '
+          f'({"; ".join(notes)}); raise rounds, or set shortfall="fill"'
+        )
+    return prompts, notes
+
+  def _answer(self, messages: list[dict[str, str]], seed: int) -> Answer:
+    config = self._config
+    # some servers take 32 bits
+    question = {
+      'model': self._model.name,
+      'messages': messages,
+      'temperature': config.temperature,
+      'max_tokens': config.max_tokens,
+      'seed': seed % 2**31,
+    }
+    text = json.dumps(question, sort_keys=True, ensure_ascii=False)
+    path = self._cache / f'{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.json'
+    answer = _read(path)
+    if answer is None:
+      self._check_budget(sum(len(m['content']) for m in messages))
+      answer = self._model.complete(
+        messages,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        seed=seed % 2**31,
+      )
+      kept = {'question': question, 'answer': dataclasses.asdict(answer)}
+      write_file(str(path), json.dumps(kept, ensure_ascii=False, indent=1))
+    with self._lock:
+      self.tokens += answer.asked + answer.answered
+      self.cost += self._price(answer.asked, answer.answered)
+    return answer
+
+  def _check_budget(self, characters: int) -> None:
+    """Raises OverBudget if an answer of the greatest length would go over a limit."""
+    config = self._config
+    asked = characters // 3 + 16  # more than it will be: four characters a token are usual
+    with self._lock:
+      if config.max_total_tokens and (
+        self.tokens + asked + config.max_tokens > config.max_total_tokens
+      ):
+        raise OverBudget(f'the limit of {config.max_total_tokens:,} tokens is reached')
+      if config.max_cost and self.cost + self._price(asked, config.max_tokens) > config.max_cost:
+        raise OverBudget(f'the limit of {config.max_cost:g} on costs is reached')
+
+  def _price(self, asked: int, answered: int) -> float:
+    config = self._config
+    return (asked * config.price_asked + answered * config.price_answered) / 1e6
+
+
+def _read(path: Path) -> Answer | None:
+  """Reads an answer that was kept; one that is damaged is asked for again."""
+  try:
+    return Answer(**json.loads(path.read_text(encoding='utf-8'))['answer'])
+  except (FileNotFoundError, ValueError, LookupError, TypeError):
+    return None

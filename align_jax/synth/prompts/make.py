@@ -1,0 +1,254 @@
+"""Stage 2: what the generators are asked for, from several strategies, no two too much alike."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align_jax.errors import UserError, did_you_mean, require
+from align_jax.synth.categories import EmbedTexts
+from align_jax.synth.prompts.diversity import distinct, pairwise_distance, unlike
+from align_jax.synth.prompts.llm import Asker, LlmConfig
+from align_jax.synth.prompts.words import (
+  DIVERGEN,
+  GrammarConfig,
+  Written,
+  check_fields,
+  from_grammar,
+  from_templates,
+)
+from align_jax.synth.rows import Category, PromptRow
+
+STRATEGIES = ('template', 'grammar', 'llm')
+_SPARE = 2  # candidates for each prompt wanted, where a strategy has them: some are too much alike
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """What the generators are asked for.
+
+  Attributes:
+    per_category: prompts of each category. DiverGen compares 1, 32 and 128.
+    strategies: `template`, `grammar`, `llm` → share of the prompts. What a strategy cannot give,
+      those named after it give; then those before.
+    templates: of `template`, see `words.fill` for what becomes of a missing definition.
+    grammar: of `grammar`.
+    llm: of `llm`.
+    alike: of two prompts of a category whose texts have a cosine above it, the later one is left
+      out; 1: only equal ones.
+  """
+
+  per_category: int = 32
+  strategies: Mapping[str, float] = dataclasses.field(default_factory=lambda: {'grammar': 1.0})
+  templates: tuple[str, ...] = (DIVERGEN,)
+  grammar: GrammarConfig = dataclasses.field(default_factory=GrammarConfig)
+  llm: LlmConfig = dataclasses.field(default_factory=LlmConfig)
+  alike: float = 1.0
+
+  def __post_init__(self) -> None:
+    where = 'config.prompts'
+    require(self.per_category >= 1, f'{where}.per_category', f'{self.per_category}: at least 1')
+    require(bool(self.strategies), f'{where}.strategies', 'none; name at least one')
+    for name, share in self.strategies.items():
+      known = did_you_mean(name, STRATEGIES)
+      require(name in STRATEGIES, f'{where}.strategies', f'unknown {name!r}{known}')
+      require(
+        math.isfinite(share) and share > 0, f'{where}.strategies.{name}', f'{share} is not above 0'
+      )
+    for template in self.templates:
+      check_fields(template, {'name', 'definition'}, f'{where}.templates')
+    require(bool(self.templates) or 'template' not in self.strategies, f'{where}.templates', 'none')
+    require(0 < self.alike <= 1, f'{where}.alike', f'{self.alike} is outside 0 to 1')
+
+
+@dataclasses.dataclass(frozen=True)
+class Diversity:
+  """How different the prompts of a strategy are.
+
+  Attributes:
+    prompts: how many.
+    distance: mean cosine distance of two prompts of a category, over the categories; NaN without
+      an embedder, or with one prompt each.
+    distinct1, distinct2: different words, and pairs of words, as a share of all.
+  """
+
+  prompts: int
+  distance: float
+  distinct1: float
+  distinct2: float
+
+
+def make_prompts(
+  config: PromptConfig,
+  categories: Sequence[Category],
+  embed: EmbedTexts | None,
+  *,
+  seed: int,
+  cache: Path,
+  asker: Asker | None = None,
+) -> tuple[list[PromptRow], list[str]]:
+  """Writes the prompts of all categories.
+
+  Args:
+    config: how.
+    categories: of what.
+    embed: embeds texts to unit vectors; None only where `alike` is 1.
+    seed: of all that is drawn by lot.
+    cache: folder of the language model's answers.
+    asker: in place of the language model that the config names.
+
+  Returns: the rows, category by category, and what should be known of them.
+
+  Raises:
+    UserError: a language model that cannot be asked; no embedder where one is needed.
+  """
+  if config.alike < 1 and embed is None:
+    raise UserError('config.prompts.alike: needs an embedder of texts; set config.embedder')
+  if 'llm' in config.strategies and asker is None:
+    asker = Asker(config.llm, cache)
+  counts: collections.Counter[str] = collections.Counter()
+
+  def write(category: Category) -> list[PromptRow]:
+    return _of_category(config, category, embed, seed, asker, counts)
+
+  workers = asker.parallel if asker is not None else 1
+  if workers > 1:
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      parts = list(pool.map(write, categories))
+  else:
+    parts = [write(category) for category in categories]
+  rows = list(itertools.chain.from_iterable(parts))
+  notes = [f'{count} × {note}' for note, count in sorted(counts.items())]
+  if asker is not None:
+    notes.append(f'language model: {asker.tokens:,} tokens, cost {asker.cost:.4g}')
+  return rows, notes
+
+
+def _of_category(
+  config: PromptConfig,
+  category: Category,
+  embed: EmbedTexts | None,
+  seed: int,
+  asker: Asker | None,
+  counts: collections.Counter[str],
+) -> list[PromptRow]:
+  wanted = quotas(config.strategies, config.per_category)
+  rows: list[tuple[str, Written]] = []
+  vectors: list[np.ndarray] = []
+  alike: set[str] = set()  # texts that were left out
+  missing = 0
+  # what the later strategies could not give, the earlier ones are asked for in a second round; a
+  # language model has had its rounds
+  turns = [*wanted.items(), *((name, 0) for name in wanted if name != 'llm')]
+  for strategy, share in turns:
+    target = missing + share
+    if target:
+      found = _candidates(config, strategy, category, seed, target, asker, counts)
+      named = [(strategy, written) for written in found]
+      missing = target - _add(config, embed, rows, vectors, alike, named, target)
+  if alike:
+    counts['prompt left out: too much like another'] += len(alike)
+  if missing:
+    counts['prompt missing: the strategies have no more'] += missing
+  if not rows:
+    raise UserError(f'category {category.name!r}: no prompt at all; add a strategy with templates')
+  return [_row(category, strategy, written) for strategy, written in rows]
+
+
+def quotas(shares: Mapping[str, float], total: int) -> dict[str, int]:
+  """Cuts a number by shares, in whole numbers that sum to it (largest remainders)."""
+  exact = {name: total * share / sum(shares.values()) for name, share in shares.items()}
+  out = {name: int(value) for name, value in exact.items()}
+  rest = sorted(exact, key=lambda name: out[name] - exact[name])[: total - sum(out.values())]
+  return {name: count + (name in rest) for name, count in out.items()}
+
+
+def _candidates(
+  config: PromptConfig,
+  strategy: str,
+  category: Category,
+  seed: int,
+  target: int,
+  asker: Asker | None,
+  counts: collections.Counter[str],
+) -> list[Written]:
+  """The prompts that a strategy offers: some more than are wanted, where it has them."""
+  if strategy == 'template':
+    return list(from_templates(config.templates, category))
+  if strategy == 'grammar':
+    words: Iterable[Written] = from_grammar(config.grammar, category, seed)
+    return list(itertools.islice(words, _SPARE * config.per_category + target))
+  assert asker is not None
+  texts, notes = asker.prompts(category, target, seed)
+  counts.update(f'language model: {note}' for note in notes)
+  return [Written(text) for text in texts]
+
+
+def _add(
+  config: PromptConfig,
+  embed: EmbedTexts | None,
+  rows: list[tuple[str, Written]],
+  vectors: list[np.ndarray],
+  alike: set[str],
+  found: Sequence[tuple[str, Written]],
+  target: int,
+) -> int:
+  """Adds up to `target` prompts that are not too much like those there; returns how many."""
+  seen = alike | {written.text.lower() for _, written in rows}
+  fresh = {w.text.lower(): (s, w) for s, w in reversed(found) if w.text.lower() not in seen}
+  left = list(reversed(fresh.values()))
+  if config.alike == 1 or embed is None or not left:
+    rows += left[:target]
+    return len(left[:target])
+  new = np.asarray(embed([written.text for _, written in left]), np.float32)
+  both = np.concatenate([np.stack(vectors), new]) if vectors else new
+  kept = unlike(both, config.alike, len(vectors) + target)
+  # those that were there stay, whatever the order of comparing says of them
+  kept = kept[kept >= len(vectors)] - len(vectors)
+  tried = int(kept[-1]) + 1 if len(kept) == target else len(left)
+  alike |= {left[i][1].text.lower() for i in set(range(tried)) - set(kept.tolist())}
+  rows += [left[i] for i in kept]
+  vectors += [new[i] for i in kept]
+  return len(kept)
+
+
+def _row(category: Category, strategy: str, written: Written) -> PromptRow:
+  text = f'{category.name}\0{written.text}'
+  digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+  return PromptRow(digest, category.name, written.text, strategy, dict(written.attributes))
+
+
+def measure_diversity(rows: Sequence[PromptRow], embed: EmbedTexts | None) -> dict[str, Diversity]:
+  """Says how different the prompts of each strategy are."""
+  out = {}
+  for strategy in dict.fromkeys(row.strategy for row in rows):
+    own = [row for row in rows if row.strategy == strategy]
+    texts = [row.text for row in own]
+    distance = float('nan')
+    if embed is not None:
+      vectors = np.asarray(embed(texts), np.float32)
+      places: dict[str, list[int]] = collections.defaultdict(list)
+      for place, row in enumerate(own):
+        places[row.category].append(place)
+      each = [pairwise_distance(vectors[p]) for p in places.values() if len(p) > 1]
+      distance = float(np.mean(each)) if each else distance
+    out[strategy] = Diversity(len(own), distance, distinct(texts, 1), distinct(texts, 2))
+  return out
+
+
+def diversity_values(found: Mapping[str, Diversity]) -> dict[str, dict[str, Any]]:
+  """The figures as JSON values; what is not known is None."""
+  return {
+    strategy: {
+      k: None if isinstance(v, float) and math.isnan(v) else v
+      for k, v in dataclasses.asdict(values).items()
+    }
+    for strategy, values in found.items()
+  }

@@ -1,0 +1,123 @@
+"""Prompts from words alone: templates, and a grammar over attributes."""
+
+import dataclasses
+import math
+import random
+import re
+import string
+from collections.abc import Iterator, Mapping
+
+from align_jax.errors import require
+from align_jax.synth.rows import Category
+
+# DiverGen, arXiv 2405.10185, section 3.2
+DIVERGEN = 'a photo of a single {name}, {definition}, in a white background'
+_TRIES = 50  # for each prompt wanted, before the grammar counts as exhausted
+_FIELD = re.compile(r'{(\w+)}')
+
+COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white')
+MATERIALS = ('wood', 'metal', 'glass', 'plastic', 'paper', 'cloth', 'stone', 'leather')
+ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+  'style': ('photo', 'close-up photo', 'studio photo', 'drawing', 'painting', '3d rendering'),
+  'size': ('tiny', 'small', 'large', 'huge'),
+  'colour': COLOURS,
+  'material': MATERIALS,
+  'place': ('in a white background', 'on a table', 'on grass', 'on sand', 'in the snow'),
+  'view': ('seen from the front', 'seen from the side', 'seen from above', 'seen from behind'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+  """A prompt, and what was varied in it."""
+
+  text: str
+  attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class GrammarConfig:
+  """A grammar: patterns with one `{name}` and attributes, and the words of each attribute.
+
+  Attributes:
+    patterns: each is used as often as the others.
+    attributes: name to words.
+  """
+
+  patterns: tuple[str, ...] = (
+    'a {style} of a single {size} {colour} {name}, {view}, {place}',
+    'a {style} of one {colour} {name} made of {material}, {place}',
+  )
+  attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=lambda: dict(ATTRIBUTES)
+  )
+
+  def __post_init__(self) -> None:
+    where = 'config.prompts.grammar'
+    require(bool(self.patterns), f'{where}.patterns', 'none; write at least one')
+    for pattern in self.patterns:
+      check_fields(pattern, {'name', 'definition', *self.attributes}, f'{where}.patterns')
+    for name, words in self.attributes.items():
+      require(bool(words), f'{where}.attributes.{name}', 'has no words')
+
+
+def check_fields(template: str, known: set[str], where: str) -> None:
+  """Raises a UserError for a template without `{name}` or with a field that is not known."""
+  try:
+    fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+  except ValueError as error:
+    fields = [f'({error})']
+  require(fields.count('name') == 1, where, f'{template!r} needs one {{name}}')
+  for field in fields:
+    require(
+      field in known,
+      where,
+      f'{template!r}: {{{field}}} is unknown; known: {", ".join(sorted(known))}',
+    )
+
+
+def fill(template: str, category: Category, attributes: Mapping[str, str]) -> str:
+  """Puts words into a template; without a definition its commas close up, `a` becomes `an`."""
+  values = {**attributes, 'name': category.name, 'definition': category.definition.rstrip('. ')}
+  text = _FIELD.sub(lambda found: values[found[1]], template)
+  text = re.sub(r'\s*,(\s*,)+', ',', ' '.join(text.split()))
+  return re.sub(r'\b([Aa])(?= [aeiouAEIOU])', r'\1n', text).strip(' ,')
+
+
+def from_templates(templates: tuple[str, ...], category: Category) -> Iterator[Written]:
+  """Yields one prompt for each template."""
+  for template in templates:
+    yield Written(fill(template, category, {}))
+
+
+def from_grammar(config: GrammarConfig, category: Category, seed: int) -> Iterator[Written]:
+  """Yields different prompts in an order that follows from the seed; ends when there are no more.
+
+  Words are drawn evenly: every word of an attribute is used before any is used again.
+  """
+  rng = random.Random(f'{seed}\0{category.name}')
+  decks: dict[str, list[str]] = {}
+
+  def draw(attribute: str) -> str:
+    if not decks.get(attribute):
+      words = config.attributes[attribute]
+      decks[attribute] = rng.sample(words, len(words))
+    return decks[attribute].pop()
+
+  seen: set[str] = set()
+  total = sum(
+    math.prod(len(config.attributes[f]) for f in _FIELD.findall(p) if f in config.attributes)
+    for p in config.patterns
+  )
+  turn = failures = 0
+  while len(seen) < total and failures < _TRIES * (len(seen) + 1):
+    pattern = config.patterns[turn % len(config.patterns)]
+    turn += 1
+    fields = [f for f in _FIELD.findall(pattern) if f in config.attributes]
+    attributes = {field: draw(field) for field in fields}
+    text = fill(pattern, category, attributes)
+    if text in seen:
+      failures += 1
+      continue
+    seen.add(text)
+    yield Written(text, attributes)
