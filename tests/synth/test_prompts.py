@@ -103,9 +103,9 @@ def test_alike_prompts_are_left_out(tmp_path):
   )
   assert [r.text for r in rows] == ['a photo of a cat', 'one cat drawn in chalk']
   assert '1 × prompt left out: too much like another' in notes
-  vectors = embed([r.text for r in make(tmp_path, (CAT,), per_category=20, alike=0.8)[0]])
+  vectors = embed([r.text for r in make(tmp_path, (CAT,), per_category=8, alike=0.8)[0]])
   cosine = vectors @ vectors.T - 2 * np.eye(len(vectors))
-  assert len(vectors) == 20 and cosine.max() <= 0.8 + 1e-6
+  assert len(vectors) == 8 and cosine.max() <= 0.8 + 1e-6
   with pytest.raises(UserError, match='alike: needs an embedder'):
     make(tmp_path, embedder=None, alike=0.9)
 
