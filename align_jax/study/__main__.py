@@ -37,14 +37,20 @@ def main() -> None:
   write_metrics(workdir / 'metrics.json', runs, sum(clock.seconds.values()))
   write_summary(workdir, config, by_arm(runs, all_readings=True))
   print(text_table(config, by_arm(runs)))
-  print(verdict(runs))
+  print(verdict(runs, config))
   print(f'report: {workdir / "report.html"}   numbers: {workdir / "metrics.json"}')
 
 
 def text_table(config: StudyConfig, values) -> str:
   """The headline table for a terminal."""
   names = {arm.name: arm.title for arm in config.arms if not arm.group}
-  table = metric_table('', {name: values[name] for name in names}, names=names)
+  rows = {name: values[name] for name in names}
+  table = metric_table(
+    '',
+    rows,
+    keys=[k for k in config.headline if any(k in row for row in rows.values())],
+    names=names,
+  )
   cells = [['', *table.heads]]
   for name, row in table.rows:
     cells.append([name, *(c.text + (f' ± {c.spread}' if c.spread else '') for c in row)])

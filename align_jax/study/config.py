@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from align_jax.config import build
-from align_jax.errors import UserError
+from align_jax.errors import UserError, require
+from align_jax.evaluation.report import HEADLINE
 from align_jax.evaluation.tasks import Inference
 from align_jax.train.config import TrainConfig
 
@@ -87,25 +89,55 @@ class StudyConfig:
     title: of the report.
     seeds: every base and arm is trained once per seed; generator and generated images are shared.
     base: training config of the base, which every arm starts from.
-    generator: training config of the generator.
     arm: training config that the stages of arms override.
     arms: in the order of the tables; each is run for all seeds before the next.
+    generator, sampling: training config of a generator, and how it is sampled at the captions of
+      real images; {} and None: the generated images are `sets`.
+    models: training configs by name, of models that sets are made with; `{model:NAME}` in a set is
+      the run folder. Each is trained once, for all seeds.
+    sets: configs of the data engine (`synth.config.SynthConfig`) by name; `{set:NAME}` in an arm is
+      what was made by it. Each is made once, for all seeds.
     tasks: evaluation tasks.
     templates: which prompt templates zero-shot classification uses.
     eval_limit: at most so many records of each source are evaluated.
+    frequency: from how many real training images on a class is common, and frequent; None: classes
+      are not told apart.
+    headline: metrics of the tables and the plot; those where more is better come first.
+    comparisons: pairs of arms; the page says where the first is better than the second.
   """
 
   title: str
   seeds: tuple[int, ...]
   data: StudyData
-  sampling: Sampling
   base: Mapping[str, Any]
-  generator: Mapping[str, Any]
   arm: Mapping[str, Any]
   arms: tuple[Arm, ...]
+  generator: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  sampling: Sampling | None = None
+  models: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  sets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   tasks: tuple[str, ...] = ('retrieval', 'zero_shot', 'probe', 'gap')
   templates: str = 'scene'
   eval_limit: int = 4000
+  frequency: tuple[int, int] | None = None
+  headline: tuple[str, ...] = HEADLINE
+  comparisons: tuple[tuple[str, str], ...] = (('aligned', 'naive_mix'),)
+
+  def __post_init__(self) -> None:
+    require(
+      bool(self.generator) == (self.sampling is not None),
+      'config.sampling',
+      'a generator and how it is sampled go together; set both or neither',
+    )
+    require(
+      bool(self.generator or self.sets), 'config.sets', 'no generated images: set sets or generator'
+    )
+    for name in (*self.models, *self.sets):
+      require(
+        re.fullmatch(r'[a-z0-9_]+', name) is not None,
+        f'config.sets ({name})',
+        'a name is made of a-z, 0-9 and _',
+      )
 
 
 def train_config(
@@ -123,7 +155,7 @@ def train_config(
     UserError: an override of a field that does not exist, or a name that is unknown.
   """
   merged = _merge(values, override)
-  return build(TrainConfig, _fill(merged, names, where), where)
+  return build(TrainConfig, fill(merged, names, where), where)
 
 
 def _merge(values: Any, override: Mapping[str, Any]) -> Any:
@@ -136,13 +168,14 @@ def _merge(values: Any, override: Mapping[str, Any]) -> Any:
   return out
 
 
-def _fill(value: Any, names: Mapping[str, str], where: str) -> Any:
+def fill(value: Any, names: Mapping[str, str], where: str) -> Any:
+  """Returns values in which `{name}`, as a whole string, is replaced by what it stands for."""
   if isinstance(value, str) and value.startswith('{') and value.endswith('}'):
     if value[1:-1] not in names:
       raise UserError(f'{where}: {value} is unknown; known: {", ".join(names)}')
     return names[value[1:-1]]
   if isinstance(value, Mapping):
-    return {k: _fill(v, names, f'{where}.{k}') for k, v in value.items()}
+    return {k: fill(v, names, f'{where}.{k}') for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return tuple(_fill(v, names, where) for v in value)
+    return tuple(fill(v, names, where) for v in value)
   return value

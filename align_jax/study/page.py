@@ -18,7 +18,7 @@ from align_jax.evaluation.report import (
 )
 from align_jax.evaluation.tasks import Embedded, Pairs
 from align_jax.study.config import StudyConfig
-from align_jax.study.results import by_arm, compare
+from align_jax.study.results import JUDGED, Values, by_arm, compare
 from align_jax.study.runner import Run
 from align_jax.study.score import eval_data
 from align_jax.study.specs import Specs
@@ -40,36 +40,61 @@ def write_page(
   parts: list[Section] = [*_tables(config, runs)]
   parts += _curves(config, runs)
   shown = next((r for r in runs if r.arm == _ALIGNED), None)
-  if shown is not None:
+  if config.sampling is not None and shown is not None:
     parts += _pictures(config, specs, shown)
   parts.append(_details(config, specs, seconds))
   report = Report(
     title=config.title,
-    verdict=verdict(runs),
+    verdict=verdict(runs, config),
     lead=f'{len(config.arms)} arms, {seeds} seed{"s" if seeds > 1 else ""}, '
-    f'{config.sampling.count:,} generated images, {sum(seconds.values()) / 60:.0f} minutes. '
+    f'{_images(config):,} generated images, {sum(seconds.values()) / 60:.0f} minutes. '
     'Every number is measured on held-out real images.',
     sections=tuple(parts),
   )
   write_report(path, report)
 
 
-def verdict(runs: Sequence[Run]) -> str:
-  """Says in words whether aligning beat mixing, and on how firm a ground."""
+def _images(config: StudyConfig) -> int:
+  drawn = sum(made['images']['count'] for made in config.sets.values())
+  return drawn + (config.sampling.count if config.sampling is not None else 0)
+
+
+def verdict(runs: Sequence[Run], config: StudyConfig | None = None) -> str:
+  """Says in words which arm beat which, and on how firm a ground."""
   values = by_arm(runs)
-  if not {_ALIGNED, _NAIVE} <= set(values):
+  wanted = ((_ALIGNED, _NAIVE),) if config is None else config.comparisons
+  pairs = [(a, b) for a, b in wanted if {a, b} <= set(values)]
+  if not pairs:
     return f'{len(values)} arms were measured; the tables below compare them.'
-  differences = compare(values, _ALIGNED, _NAIVE)
+  if config is None or pairs == [(_ALIGNED, _NAIVE)]:
+    return _verdict(runs, values, _ALIGNED, _NAIVE, ('aligning', 'mixing'))
+  titles = {arm.name: arm.title for arm in config.arms}
+  return ' '.join(
+    f'{titles[a]} against {titles[b]}: '
+    + _verdict(runs, values, a, b, ('the first', 'the second'), config.headline)
+    for a, b in pairs
+  )
+
+
+def _verdict(
+  runs: Sequence[Run],
+  values: Values,
+  arm: str,
+  other: str,
+  called: tuple[str, str],
+  keys: Sequence[str] = JUDGED,
+) -> str:
+  differences = compare(values, arm, other, keys)
   words: dict[str, list[str]] = {'better': [], 'worse': [], 'even': []}
   for key, mean, error in differences:
-    firm = _margin(error, len(values[_ALIGNED][key]))
+    firm = _margin(error, len(values[arm][key]))
     kind = 'even' if abs(mean) <= firm else ('better' if mean > 0 else 'worse')
     words[kind].append(f'{METRICS[key].label} ({100 * mean:+.1f} points)')
   said = []
   if words['better']:
-    said.append(f'Aligning beat mixing on {_and(words["better"])}')
+    said.append(f'{called[0]} beat {called[1]} on {_and(words["better"])}')
   if words['worse']:
-    said.append(f'mixing beat aligning on {_and(words["worse"])}')
+    said.append(f'{called[1]} beat {called[0]} on {_and(words["worse"])}')
   if words['even']:
     said.append(f'no clear difference on {_and(words["even"])}')
   text = '; '.join(said) + '.'
@@ -106,7 +131,12 @@ def _tables(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
     if group and _ALIGNED in values:
       rows = {_ALIGNED: values[_ALIGNED], **rows}  # what every ablation is compared with
     out.append(
-      metric_table(group or 'Which use of generated images works on real ones', rows, names=names)
+      metric_table(
+        group or 'Which use of generated images works on real ones',
+        rows,
+        keys=[k for k in config.headline if any(k in row for row in rows.values())],
+        names=names,
+      )
     )
     if not group:
       out += _more_tables(config, runs, rows, names)

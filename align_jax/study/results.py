@@ -39,13 +39,15 @@ def by_arm(runs: Sequence[Run], *, all_readings: bool = False) -> Values:
   return out
 
 
-def compare(values: Values, arm: str, other: str) -> list[tuple[str, float, float]]:
+def compare(
+  values: Values, arm: str, other: str, keys: Sequence[str] = JUDGED
+) -> list[tuple[str, float, float]]:
   """Paired differences `arm - other` over the seeds: (metric, mean, standard error).
 
   With one seed the error is not known and comes back as NaN.
   """
   out = []
-  for key in JUDGED:
+  for key in keys:
     if key in values.get(arm, {}) and key in values.get(other, {}):
       gap = np.subtract(values[arm][key], values[other][key])
       error = gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 1 else float('nan')

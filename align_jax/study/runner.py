@@ -1,4 +1,4 @@
-"""Runs a study: base -> generator -> generated images -> arms -> scores. Each piece resumes.
+"""Runs a study: base -> generators -> generated images -> arms -> scores. Each piece resumes.
 
 Every piece is a folder under the work folder. A piece that is finished is not touched again, so a
 study that was stopped goes on where it was, and a config with one more arm costs that arm alone.
@@ -17,9 +17,11 @@ from align_jax.evaluation.tasks import Inference, find_task
 from align_jax.models.flat import Skeleton
 from align_jax.objectives import make_objective
 from align_jax.study import clock as clock_lib
-from align_jax.study.config import Arm, StudyConfig, train_config
+from align_jax.study.config import Arm, Sampling, StudyConfig, fill, train_config
 from align_jax.study.score import score_run
-from align_jax.study.specs import Specs, split_specs
+from align_jax.study.specs import Specs, model_folder, set_folder, split_specs
+from align_jax.synth.config import SynthConfig
+from align_jax.synth.engine import synthesize
 from align_jax.synth.generate import Prompt, generate
 from align_jax.synth.sampler import make_sampler
 from align_jax.synth.trained import check_training, train_once
@@ -41,7 +43,7 @@ class Run:
 def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], clock_lib.Clock]:
   """Runs what is not done yet; returns every arm of every seed, and the clock that timed it."""
   specs = split_specs(config, workdir)
-  check_sources(config, specs)
+  check_sources(config, specs, workdir)
   clock = clock_lib.Clock(workdir / 'seconds.json', total_work(config))
   bases = {}
   for seed in config.seeds:
@@ -52,16 +54,7 @@ def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], clock_lib.
       )
       train_once(values, folder, f'base, seed {seed}')
     bases[seed] = folder
-  with clock.piece('generator', _work(config.generator) * clock_lib.GENERATOR_EXAMPLE):
-    values = train_config(
-      config.generator,
-      {'data': {'tokenizer': str(bases[config.seeds[0]] / 'tokenizer')}},
-      specs.names(1, 1, ''),
-      'config.generator',
-    )
-    train_once(values, workdir / 'generator', 'generator')
-  with clock.piece('generated images', config.sampling.count * clock_lib.GENERATED_IMAGE):
-    draw(config, specs, values, workdir)
+  _make_generated(config, specs, workdir, bases[config.seeds[0]], clock)
   runs = []
   for arm in config.arms:
     for seed in config.seeds:
@@ -69,13 +62,46 @@ def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], clock_lib.
   return runs, clock
 
 
+def _make_generated(
+  config: StudyConfig, specs: Specs, workdir: Path, base: Path, clock: clock_lib.Clock
+) -> None:
+  """Trains the generators and makes all generated images."""
+  tokenizer = {'data': {'tokenizer': str(base / 'tokenizer')}}
+  names = specs.names(1, 1, '')
+  if config.sampling is not None:
+    with clock.piece('generator', _work(config.generator) * clock_lib.GENERATOR_EXAMPLE):
+      values = train_config(config.generator, tokenizer, names, 'config.generator')
+      train_once(values, workdir / 'generator', 'generator')
+    with clock.piece('generated images', config.sampling.count * clock_lib.GENERATED_IMAGE):
+      draw(config, config.sampling, specs, values, workdir)
+  for name, model in config.models.items():
+    with clock.piece(f'model {name}', _work(model) * clock_lib.GENERATOR_EXAMPLE):
+      values = train_config(model, {}, names, f'config.models.{name}')
+      train_once(values, model_folder(workdir, name), name)
+  for name in config.sets:
+    made = set_config(config, specs, workdir, name)
+    with clock.piece(f'set {name}', made.images.count * clock_lib.GENERATED_IMAGE):
+      synthesize(made, set_folder(workdir, name))
+
+
+def set_config(config: StudyConfig, specs: Specs, workdir: Path, name: str) -> SynthConfig:
+  """The engine's config of a set, with names filled in."""
+  names = {f'model:{k}': str(model_folder(workdir, k)) for k in config.models}
+  names |= {k: v for k, v in specs.names(1, 1, '').items() if k in ('real', 'extra', 'test')}
+  where = f'config.sets.{name}'
+  return build(SynthConfig, fill(config.sets[name], names, where), where)
+
+
 def total_work(config: StudyConfig) -> float:
   """Returns the work of a whole study, in examples trained."""
   arms = sum(_work(config.arm) * bool(arm.stages) + clock_lib.EVALUATION for arm in config.arms)
+  generators = [*([config.generator] if config.generator else []), *config.models.values()]
+  images = sum(made['images']['count'] for made in config.sets.values())
+  images += config.sampling.count if config.sampling is not None else 0
   return (
     len(config.seeds) * (_work(config.base) + arms)
-    + _work(config.generator) * clock_lib.GENERATOR_EXAMPLE
-    + config.sampling.count * clock_lib.GENERATED_IMAGE
+    + sum(map(_work, generators)) * clock_lib.GENERATOR_EXAMPLE
+    + images * clock_lib.GENERATED_IMAGE
     + clock_lib.PAGE
   )
 
@@ -84,7 +110,7 @@ def _work(training: Mapping[str, Any]) -> float:
   return float(training['steps'] * training['batch_size'])
 
 
-def check_sources(config: StudyConfig, specs: Specs) -> None:
+def check_sources(config: StudyConfig, specs: Specs, workdir: Path) -> None:
   """Opens every source and builds every training config, so that mistakes show before any work."""
   for spec in (specs.real, specs.extra, specs.test, *config.data.held_out.values()):
     open_source(spec)
@@ -99,18 +125,24 @@ def check_sources(config: StudyConfig, specs: Specs) -> None:
       'an arm without stages is named base, and only that',
     )
   placeholders = specs.names(1, 1, 'run:base')
-  for values, where in ((config.base, 'config.base'), (config.generator, 'config.generator')):
+  parts = {'config.base': config.base}
+  parts |= {'config.generator': config.generator} if config.generator else {}
+  parts |= {f'config.models.{name}': values for name, values in config.models.items()}
+  for where, values in parts.items():
     check_training(train_config(values, {}, placeholders, where))
+  for name in config.sets:
+    set_config(config, specs, workdir, name)
   for number, arm in enumerate(config.arms):
     for index, stage in enumerate(arm.stages):
       where = f'config.arms[{number}].stages[{index}] ({arm.name})'
       check_training(train_config(config.arm, stage, placeholders, where))
 
 
-def draw(config: StudyConfig, specs: Specs, generator: TrainConfig, workdir: Path) -> None:
+def draw(
+  config: StudyConfig, sampling: Sampling, specs: Specs, generator: TrainConfig, workdir: Path
+) -> None:
   """Samples the generator: images to train on, and images of held-out captions for the gap."""
   folder = workdir / 'generator'
-  sampling = config.sampling
   objective = make_objective(generator.objective)
   model_config: Any = build(objective.ModelConfig, generator.model_fields, 'config.model')
   skeleton = Skeleton(lambda rngs: objective.create_model(model_config, rngs))
@@ -179,7 +211,9 @@ def _run_arm(
         config.arm,
         {'steps': config.arm['steps'] // len(arm.stages), **stage, 'seed': seed},
         specs.names(
-          arm.generated or config.sampling.count, len(open_source(specs.real)), f'run:{init}'
+          arm.generated or (config.sampling.count if config.sampling else 0),
+          len(open_source(specs.real)),
+          f'run:{init}',
         ),
         f'config.arms ({name}), stage {index}',
       )

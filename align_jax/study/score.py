@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from align_jax.data.sources import open_source
+from align_jax.data.sources.base import label_counts
 from align_jax.encoder import load_run
 from align_jax.evaluation.tasks import EvalData, Inference, evaluate
+from align_jax.evaluation.zero_shot import Frequency
 from align_jax.files import write_file
 from align_jax.study.config import StudyConfig
 from align_jax.study.specs import Specs
@@ -34,7 +36,8 @@ def score_run(
   judged = {
     'sources': [specs.test, specs.generated, specs.gap, *config.data.held_out.values()],
     'names': list(config.data.held_out),
-    'sampling': dataclasses.asdict(config.sampling),
+    'sampling': dataclasses.asdict(config.sampling) if config.sampling else None,
+    'frequency': list(config.frequency or ()),
     'tasks': list(config.tasks),
     'templates': config.templates,
     'limit': config.eval_limit,
@@ -64,6 +67,14 @@ def eval_data(config: StudyConfig, specs: Specs) -> tuple[EvalData, EvalData]:
   """What the tasks read: generated images to train probes on; those of held-out captions."""
   test = open_source(specs.test)
   data = EvalData(test, limit=config.eval_limit, templates=config.templates)
+  if config.frequency is not None:
+    counts = label_counts(open_source(specs.real))
+    # the classes of the real data: extra categories of generated images are cut off again
+    data = dataclasses.replace(
+      data, frequency=Frequency(counts, *config.frequency), class_names=tuple(sorted(counts))
+    )
+  if config.sampling is None:
+    return data, data
   return (
     dataclasses.replace(data, generated=open_source(specs.generated)),
     dataclasses.replace(data, generated=open_source(specs.gap), partners=test),

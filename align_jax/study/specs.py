@@ -1,6 +1,7 @@
 """The sources of a study, as specs, and what the placeholders of its config stand for."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from align_jax.data.sources.spec import with_options
@@ -16,6 +17,7 @@ class Specs:
   test: str
   generated: str
   gap: str
+  sets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def names(self, generated: int, paired: int, init: str) -> dict[str, str]:
     """What the placeholders of a config stand for.
@@ -24,7 +26,7 @@ class Specs:
     ones: only the ceiling sees them.
 
     Args:
-      generated: how many generated images are seen.
+      generated: how many generated images are seen; of sets 0 is all.
       paired: of them, the first so many have a real partner that is seen, too.
       init: where weights come from.
     """
@@ -36,7 +38,18 @@ class Specs:
       'generated': with_options(self.generated, limit=generated),
       'paired': with_options(self.generated, limit=min(generated, paired)),
       'init': init,
+      **{f'set:{k}': with_options(v, limit=generated or None) for k, v in self.sets.items()},
     }
+
+
+def model_folder(workdir: Path, name: str) -> Path:
+  """Where a model that sets are made with is trained."""
+  return workdir / 'models' / name
+
+
+def set_folder(workdir: Path, name: str) -> Path:
+  """The work folder of the engine that makes a set."""
+  return workdir / 'sets' / name
 
 
 def split_specs(config: StudyConfig, workdir: Path) -> Specs:
@@ -53,4 +66,5 @@ def split_specs(config: StudyConfig, workdir: Path) -> Specs:
     test=part('test', config.data.test_count),
     generated=f'arrayrecord:{workdir}/generated/train/*.arrayrecord',
     gap=f'arrayrecord:{workdir}/generated/gap/*.arrayrecord',
+    sets={k: f'arrayrecord:{set_folder(workdir, k)}/shards/*.arrayrecord' for k in config.sets},
   )

@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from align_jax.evaluation.plots import PALETTE
-from align_jax.evaluation.report import HEADLINE, METRICS, Metric
+from align_jax.evaluation.report import METRICS, Metric
 from align_jax.files import write_file
 from align_jax.study.config import Arm, StudyConfig
 from align_jax.study.results import Values
 
-_SHOWN = HEADLINE[:5]  # those where more is better
+_SHOWN = 5  # of the headline metrics: those where more is better
 
 
 def write_summary(folder: Path, config: StudyConfig, values: Values) -> None:
@@ -33,14 +33,14 @@ def tables(config: StudyConfig, values: Values) -> str:
   """One Markdown table for each group of arms; mean ± standard deviation over the seeds."""
   out = []
   for group in dict.fromkeys(arm.group for arm in config.arms):
-    heads = [METRICS[key].label for key in HEADLINE]
+    heads = [METRICS[key].label for key in config.headline]
     out += [f'### {group or "The arms"}', '', f'| arm | {" | ".join(heads)} |']
     out.append('| --- |' + ' --- |' * len(heads))
     for arm in config.arms:
       if arm.group != group:
         continue
       for row, title in _rows(arm, values):
-        cells = [_cell(values[row].get(key, ()), METRICS[key]) for key in HEADLINE]
+        cells = [_cell(values[row].get(key, ()), METRICS[key]) for key in config.headline]
         out.append(f'| {title} | {" | ".join(cells)} |')
     out.append('')
   return '\n'.join(out)
@@ -75,12 +75,12 @@ def plot(config: StudyConfig, values: Values) -> Figure:
     return figure
   left, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
   _draw_arms(left, config, values)
-  _draw_scaling(right, scaling)
+  _draw_scaling(right, scaling, config.headline[:_SHOWN])
   return figure
 
 
 def _draw_arms(axes: Axes, config: StudyConfig, values: Values) -> None:
-  keys = _SHOWN
+  keys = config.headline[:_SHOWN]
   arms = [arm for arm in config.arms if not arm.group and _rows(arm, values)]
   width = 0.8 / max(1, len(arms))
   for number, arm in enumerate(arms):
@@ -109,9 +109,11 @@ def _scaling(config: StudyConfig, values: Values) -> Mapping[int, Mapping[str, S
   }
 
 
-def _draw_scaling(axes: Axes, scaling: Mapping[int, Mapping[str, Sequence[float]]]) -> None:
+def _draw_scaling(
+  axes: Axes, scaling: Mapping[int, Mapping[str, Sequence[float]]], keys: Sequence[str]
+) -> None:
   counts = sorted(scaling)
-  for number, key in enumerate(_SHOWN):
+  for number, key in enumerate(keys):
     each = [100 * np.asarray(scaling[count][key]) for count in counts]
     spread = [e.std(ddof=1) if len(e) > 1 else 0.0 for e in each]
     axes.errorbar(

@@ -1,15 +1,14 @@
 """Draws the images of a part: requests in, records with their provenance out."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
 from align_jax.data.record import Record
-from align_jax.errors import UserError
 from align_jax.synth.generate import encode_png
+from align_jax.synth.generators.make import check_images
 from align_jax.synth.plan import Request
 from align_jax.synth.rows import Generator, ImageRow, to_json
 
@@ -17,19 +16,16 @@ NOT_FINITE = 'not_finite'
 MISSING = 'missing'
 
 
-@dataclasses.dataclass(frozen=True)
-class Given:
-  """Images that are there already, in place of a generator.
-
-  Attributes:
-    generator_id: where they are from.
-    settings: for their provenance.
-    image: id of a prompt → its pixels; None where they cannot be read.
-  """
+@runtime_checkable
+class Given(Protocol):
+  """Images that are there already, in place of a generator: `generators.external`."""
 
   generator_id: str
   settings: Mapping[str, Any]
-  image: Callable[[str], UInt8[np.ndarray, 'height width 3'] | None]
+
+  def image(self, prompt_id: str) -> UInt8[np.ndarray, 'height width 3'] | None: ...
+
+  def failure(self, prompt_id: str) -> str: ...
 
 
 def draw_part(
@@ -52,7 +48,7 @@ def draw_part(
   images: dict[str, np.ndarray | None] = {}
   for name, generator in generators.items():
     asked = [r for r in requests if r.generator == name]
-    size = 1 if isinstance(generator, Given) else generator.batch_size
+    size = generator.batch_size if isinstance(generator, Generator) else 1
     for start in range(0, len(asked), size):
       batch = asked[start : start + size]
       for request, image in zip(batch, _images(name, generator, batch), strict=True):
@@ -61,7 +57,9 @@ def draw_part(
   rows, records = [], []
   for request in requests:
     generator, image = generators[request.generator], images[request.id]
-    failure = MISSING if isinstance(generator, Given) else NOT_FINITE
+    failure = NOT_FINITE
+    if image is None and not isinstance(generator, Generator):
+      failure = generator.failure(request.prompt.id) or MISSING
     row = ImageRow(
       id=request.id,
       category=request.prompt.category,
@@ -83,18 +81,10 @@ def draw_part(
 def _images(
   name: str, generator: Generator | Given, batch: Sequence[Request]
 ) -> Sequence[np.ndarray | None]:
-  if isinstance(generator, Given):
+  if not isinstance(generator, Generator):
     return [generator.image(r.prompt.id) for r in batch]
   images = generator.generate([r.prompt.text for r in batch], [r.seed for r in batch])
-  if len(images) != len(batch):
-    raise UserError(f'generator {name!r}: {len(images)} images for {len(batch)} prompts')
-  for image in images:
-    if image is None:
-      continue
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-      raise UserError(
-        f'generator {name!r}: gave {image.dtype} {image.shape}; uint8 [height, width, 3] is wanted'
-      )
+  check_images(name, images, len(batch))
   return images
 
 

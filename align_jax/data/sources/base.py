@@ -1,5 +1,6 @@
 """What a source is, and the three questions that the program asks of any of them."""
 
+import collections
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -61,6 +62,12 @@ def pair_index(source: Source) -> dict[str, int]:
       )
     index[name] = position
   return index
+
+
+def label_counts(source: Source) -> dict[str, int]:
+  """Returns how many records have each main label; reads all records."""
+  found = (source[i].labels for i in range(len(source)))
+  return dict(collections.Counter(labels[0] for labels in found if labels))
 
 
 def check_index(index: int, length: int) -> None:
