@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from align_jax.errors import UserError
 from align_jax.models.attention import attend
+from align_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from align_jax.models.layers import (
   Activation,
   Attention,
@@ -24,7 +25,7 @@ from align_jax.models.layers import (
 )
 from align_jax.models.param import param
 from align_jax.models.stack import Stack
-from align_jax.models.vit import block_flops, check_heads, patchify, sincos2d
+from align_jax.models.vit import block_flops, check_heads, sincos2d
 
 _FREQUENCIES = 128  # sines and as many cosines that a time is told in
 _LEAST_TIME = 0.02  # nearer to the image, an error in it would become a huge velocity
@@ -49,7 +50,8 @@ class DitConfig:
   """A generator.
 
   Attributes:
-    image_size, patch: in pixels; images are square, the size divides by the patch.
+    image_size: in pixels; images are square.
+    patch: side of a patch, in pixels, or in latents where there is an autoencoder.
     width, depth, heads, mlp_dim: of the transformer over patches.
     text_depth: blocks over the text alone, before the patches look at it: words must find the
       nouns they belong to, and a text is much shorter than an image.
@@ -57,6 +59,10 @@ class DitConfig:
     pad_id: of the tokenizer; a text of nothing else is no text, for classifier-free guidance.
     predict: what the last layer says: `image`, from which the velocity follows (Li & He 2025,
       arXiv 2511.13720), or the `velocity` itself.
+    cross_attention: patches look at every word. Without it a caption is told by its pooled vector
+      alone, as the class is in DiT: enough for names, too little for sentences.
+    autoencoder: the flow is over its latents; its weights are given and never learn. None: over
+      pixels.
     activation, eps, dtype: see `BlockConfig`.
   """
 
@@ -71,16 +77,18 @@ class DitConfig:
   length: int = 32
   pad_id: int = 0
   predict: Literal['image', 'velocity'] = 'image'
+  cross_attention: bool = True
+  autoencoder: AutoencoderConfig | None = None
   activation: Activation = 'gelu_tanh'
   eps: float = 1e-6
   dtype: Dtype = 'float32'
 
   def __post_init__(self) -> None:
-    if self.image_size % self.patch:
-      near = max(1, round(self.image_size / self.patch)) * self.patch
-      raise UserError(
-        f'model: image_size {self.image_size} is not divisible by patch {self.patch}; use {near}'
-      )
+    pixels = self.patch * (1 if self.autoencoder is None else self.autoencoder.factor)
+    if self.image_size % pixels:
+      near = max(1, round(self.image_size / pixels)) * pixels
+      what = f'patch {self.patch}' if self.autoencoder is None else f'the {pixels} px of a patch'
+      raise UserError(f'model: image_size {self.image_size} is not divisible by {what}; use {near}')
     if self.width % 4:
       raise UserError(f'model: width {self.width} is not divisible by 4, as the positions need')
     if not 0 <= self.pad_id < self.vocab_size:
@@ -97,20 +105,48 @@ class DitConfig:
     return None
 
   @property
+  def side(self) -> int:
+    """Rows, and columns, of what the flow is over: pixels or latents."""
+    return self.image_size // (1 if self.autoencoder is None else self.autoencoder.factor)
+
+  @property
+  def channels(self) -> int:
+    """Numbers of each pixel or latent position."""
+    return 3 if self.autoencoder is None else self.autoencoder.latent_channels
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """Of what the flow is over: rows, columns, channels."""
+    return self.side, self.side, self.channels
+
+  @property
   def patches(self) -> int:
     """Patches of an image."""
-    return (self.image_size // self.patch) ** 2
+    return (self.side // self.patch) ** 2
 
   @property
   def flops(self) -> int:
-    """Floating-point operations of one forward of an image and its text, matrix products alone."""
+    """Floating-point operations of one forward of an image and its text, matrix products alone.
+
+    The autoencoder's are not counted.
+    """
+    return self.text_flops + self.velocity_flops
+
+  @property
+  def text_flops(self) -> int:
+    """Of `Dit.encode_text`, for one caption."""
+    return self.text_depth * block_flops(self.block, self.length + 1)
+
+  @property
+  def velocity_flops(self) -> int:
+    """Of `Dit.velocity`, for one image."""
     width, patches, tokens = self.width, self.patches, self.length + 1
-    text = self.text_depth * block_flops(self.block, tokens)
     condition = 2 * width * (2 * _FREQUENCIES + 2 * width)
     cross = 2 * width * width * (2 * patches + 2 * tokens) + 4 * patches * tokens * width
+    cross = cross if self.cross_attention else 0
     block = block_flops(self.block, patches) + cross + 2 * width * 6 * width
-    ends = 2 * 2 * patches * 3 * self.patch**2 * width + 2 * width * 2 * width
-    return text + condition + self.depth * block + ends
+    ends = 2 * 2 * patches * self.channels * self.patch**2 * width + 2 * width * 2 * width
+    return condition + self.depth * block + ends
 
 
 def time_features(time: Float[Array, 'batch']) -> Float[Array, 'batch features']:
@@ -120,14 +156,24 @@ def time_features(time: Float[Array, 'batch']) -> Float[Array, 'batch features']
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
+def cut_patches(
+  grid: Float[Array, 'batch size size channels'], patch: int
+) -> Float[Array, 'batch length values']:
+  """Cuts squares of any number of channels as `vit.patchify` cuts images."""
+  batch, size, _, channels = grid.shape
+  side = size // patch
+  cut = grid.reshape(batch, side, patch, side, patch, channels)
+  return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, patch * patch * channels)
+
+
 def unpatchify(
   patches: Float[Array, 'batch length values'], patch: int
-) -> Float[Array, 'batch size size 3']:
-  """Puts a square image together again; the inverse of `patchify`."""
-  batch, length, _ = patches.shape
-  side = math.isqrt(length)
-  cut = patches.reshape(batch, side, side, patch, patch, 3)
-  return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * patch, side * patch, 3)
+) -> Float[Array, 'batch size size channels']:
+  """Puts a square together again; the inverse of `cut_patches` and `vit.patchify`."""
+  batch, length, values = patches.shape
+  side, channels = math.isqrt(length), values // patch**2
+  cut = patches.reshape(batch, side, side, patch, patch, channels)
+  return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * patch, side * patch, channels)
 
 
 def modulated_norm(
@@ -157,27 +203,29 @@ class Dit(nnx.Module):
   def __init__(self, config: DitConfig, rngs: nnx.Rngs):
     self.config = config
     width = config.width
-    values = 3 * config.patch**2
+    values = config.channels * config.patch**2
+    self.autoencoder = Autoencoder(config.autoencoder, rngs) if config.autoencoder else None
     self.text = TextEncoder(config, rngs)
     self.patch_embed = Linear((values, width), ('patch', 'embed'), rngs)
     self.time_in = Linear((2 * _FREQUENCIES, width), ('frequency', 'embed'), rngs)
     self.time_out = Linear((width, width), ('embed', 'condition'), rngs)
     self.pooled = Linear((width, width), ('embed', 'condition'), rngs)
-    self.blocks = Stack(lambda r: DitBlock(config.block, r), config.depth, rngs)
+    cross = config.cross_attention
+    self.blocks = Stack(lambda r: DitBlock(config.block, r, cross=cross), config.depth, rngs)
     zeros = nnx.initializers.zeros
     self.modulation = Linear((width, 2 * width), ('condition', 'modulation'), rngs, init=zeros)
     self.out = Linear((width, values), ('embed', 'patch'), rngs, init=zeros)
 
   def __call__(
     self,
-    images: Float[Array, 'batch size size 3'],
+    images: Float[Array, 'batch size size channels'],
     time: Float[Array, 'batch'],
     text: Int[Array, 'batch length'],
-  ) -> Float[Array, 'batch size size 3']:
+  ) -> Float[Array, 'batch size size channels']:
     """Returns the velocity, float32.
 
     Args:
-      images: x_t; the images that it is made of are within [-1, 1].
+      images: x_t; the images that it is made of are within [-1, 1]. With an autoencoder: latents.
       time: within [0, 1]; 0 is the image, 1 is noise (see `losses.flow`).
       text: token ids; padding is not looked at.
     """
@@ -189,16 +237,19 @@ class Dit(nnx.Module):
 
   def velocity(
     self,
-    images: Float[Array, 'batch size size 3'],
+    images: Float[Array, 'batch size size channels'],
     time: Float[Array, 'batch'],
     context: Context,
-  ) -> Float[Array, 'batch size size 3']:
+  ) -> Float[Array, 'batch size size channels']:
     """As `__call__`, with the text encoded before."""
     config = self.config
-    side = config.image_size // config.patch
-    if images.shape[1] != config.image_size:
-      raise UserError(f'model: made for images of {config.image_size} px, not {images.shape[1]}')
-    x = self.patch_embed(patchify(images.astype(config.dtype), config.patch))
+    side = config.side // config.patch
+    if images.shape[1:] != config.shape:
+      made, given = (
+        f'{rows} px of {channels}' for rows, _, channels in (config.shape, images.shape[1:])
+      )
+      raise UserError(f'model: made for images of {made} channels, not {given}')
+    x = self.patch_embed(cut_patches(images.astype(config.dtype), config.patch))
     x = x + jnp.asarray(sincos2d((side, side), config.width), x.dtype)
     condition = self.time_out(jax.nn.silu(self.time_in(time_features(time).astype(x.dtype))))
     condition = jax.nn.silu(condition + self.pooled(context.pooled))
@@ -210,6 +261,28 @@ class Dit(nnx.Module):
       return out
     # x_t = (1 - t) image + t noise, hence noise - image = (x_t - image) / t
     return (images - out) / jnp.maximum(time, _LEAST_TIME)[:, None, None, None]
+
+  def to_latents(
+    self,
+    images: Float[Array, 'batch pixels pixels 3'],
+    noise: Float[Array, 'batch size size channels'],
+  ) -> Float[Array, 'batch size size channels']:
+    """Returns what the flow is over of images within [-1, 1]: themselves, or latents of them.
+
+    Args:
+      images: of the data.
+      noise: standard normal, for the draw of latents.
+    """
+    if self.autoencoder is None:
+      return images
+    # its weights are given; nothing that learns is behind them
+    return jax.lax.stop_gradient(self.autoencoder.to_latents(images, noise))
+
+  def to_images(
+    self, x: Float[Array, 'batch size size channels']
+  ) -> Float[Array, 'batch pixels pixels 3']:
+    """Returns images, within [-1, 1] where all is well, of where the flow ends."""
+    return x if self.autoencoder is None else self.autoencoder.to_images(x)
 
 
 class TextEncoder(nnx.Module):
@@ -239,13 +312,13 @@ class TextEncoder(nnx.Module):
 class DitBlock(nnx.Module):
   """Attention among patches, attention to the text, MLP; the first and last modulated."""
 
-  def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+  def __init__(self, config: BlockConfig, rngs: nnx.Rngs, *, cross: bool = True):
     size = (config.width, 6 * config.width)
     zeros = nnx.initializers.zeros
     self.modulation = Linear(size, ('condition', 'modulation'), rngs, init=zeros)
     self.attention = Attention(config, None, rngs)
-    self.norm = LayerNorm(config.width, config.eps, rngs)
-    self.cross = CrossAttention(config, rngs)
+    self.norm = LayerNorm(config.width, config.eps, rngs) if cross else None
+    self.cross = CrossAttention(config, rngs) if cross else None
     self.mlp = Mlp(config, None, rngs)
     self.eps = config.eps
 
@@ -258,7 +331,8 @@ class DitBlock(nnx.Module):
     parts = jnp.split(self.modulation(condition), 6, axis=-1)
     shift1, scale1, gate1, shift2, scale2, gate2 = parts
     x = x + gate1[:, None] * self.attention(modulated_norm(x, shift1, scale1, self.eps))
-    x = x + self.cross(self.norm(x), context)
+    if self.cross is not None and self.norm is not None:
+      x = x + self.cross(self.norm(x), context)
     return x + gate2[:, None] * self.mlp(modulated_norm(x, shift2, scale2, self.eps))
 
 

@@ -6,11 +6,17 @@ from typing import Any
 from align_jax.config import build
 from align_jax.errors import UserError, did_you_mean
 from align_jax.objectives.contrastive import Contrastive
+from align_jax.objectives.cvae import ConditionalVae
 from align_jax.objectives.flow import Flow
 from align_jax.objectives.gmail import Gmail
 from align_jax.train.objective import Objective
 
-OBJECTIVES: Mapping[str, type] = {'contrastive': Contrastive, 'gmail': Gmail, 'flow': Flow}
+OBJECTIVES: Mapping[str, type] = {
+  'contrastive': Contrastive,
+  'gmail': Gmail,
+  'flow': Flow,
+  'cvae': ConditionalVae,
+}
 
 
 def make_objective(config: Mapping[str, Any]) -> Objective:

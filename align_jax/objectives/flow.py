@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float, UInt32
 
 from align_jax.errors import UserError
 from align_jax.losses.flow import TimeDistribution, flow_errors, interpolate, sample_time
@@ -18,6 +19,10 @@ from align_jax.train.objective import Batch, Metrics
 @dataclasses.dataclass(frozen=True)
 class Flow:
   """Rectified flow, conditioned on captions, some of them dropped for classifier-free guidance.
+
+  With `config.model.autoencoder` the flow is over latents, which each step draws anew of its images
+  (Rombach et al. 2022, arXiv 2112.10752, section 3.3). The autoencoder's weights are frozen: no
+  gradient, optimiser state or average is kept of them.
 
   Attributes:
     time: distribution of the training times, see `losses.flow.sample_time`.
@@ -53,8 +58,7 @@ class Flow:
     return Dit(config, rngs)
 
   def trainable(self, name: str) -> bool:
-    del name
-    return True
+    return not name.startswith('autoencoder/')
 
   def prepare(self, batch: Batch, key: Array) -> Batch:
     time_key, noise_key, drop_key = jax.random.split(key, 3)
@@ -64,11 +68,17 @@ class Flow:
       'time': sample_time(time_key, count, self.time, self.time_mean, self.time_std),
       'noise': jax.random.normal(noise_key, batch['image'].shape, jnp.float32),
       'dropped': jax.random.bernoulli(drop_key, self.text_dropout, (count, 1)),
+      # only the model knows how many numbers its latents are. Of `noise` and this, the compiler
+      # drops the one that is not used
+      'latent_seed': jax.random.bits(jax.random.fold_in(key, 3), (count,), jnp.uint32),
     }
 
   def embed(self, model: Dit, batch: Batch) -> Batch:
     image = batch['image'].astype(jnp.float32) / 127.5 - 1
     noise, time = batch['noise'], batch['time']
+    if model.config.autoencoder is not None:
+      noise, of_latents = latent_noise(batch['latent_seed'], model.config.shape)
+      image = model.to_latents(image, of_latents)
     text = jnp.where(batch['dropped'], model.config.pad_id, batch['text'])
     velocity = model(interpolate(image, noise, time), time, text)
     return {'error': flow_errors(velocity, image, noise)}
@@ -78,4 +88,14 @@ class Flow:
     return jnp.mean(outputs['error']), {}
 
   def flops(self, config: DitConfig) -> int:
-    return 3 * config.flops
+    encoder = config.autoencoder
+    encoded = 0 if encoder is None else encoder.encode_flops(config.image_size)
+    return 3 * config.flops + encoded
+
+
+def latent_noise(
+  seeds: UInt32[Array, 'batch'], shape: tuple[int, int, int]
+) -> tuple[Float[Array, 'batch *shape'], Float[Array, 'batch *shape']]:
+  """Returns noise for the flow and noise for the draw of latents, each row from its own seed."""
+  both = jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), (2, *shape)))(seeds)
+  return both[:, 0], both[:, 1]

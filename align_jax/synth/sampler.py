@@ -3,6 +3,7 @@
 Times as in `losses.flow`: noise is at 1, images at 0.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -11,15 +12,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int, UInt8, UInt32
 
 from align_jax.data.tokenizer import Tokenizer
 from align_jax.errors import UserError
-from align_jax.models.dit import Context, Dit
+from align_jax.models.attention import backend_of
+from align_jax.models.dit import Context, Dit, DitConfig
 from align_jax.models.flat import Params, Skeleton
+from align_jax.models.stack import Execution
+from align_jax.parallel.fsdp import make_fetch, manual_spec
+from align_jax.parallel.mesh import BATCH_AXES, RULES
+from align_jax.train.state import param_shardings
 
 Method = Literal['euler', 'heun']
 Velocity = Callable[[Array, Array], Array]  # (x [batch, ...], time []) -> [batch, ...]
+# (parameters, text [batch, length], seeds [batch, 2]) -> images, and which are finite
+Draw = Callable[[Params, Array, Array], tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+  """How the flow is solved.
+
+  Attributes:
+    steps: of equal length.
+    guidance: 1 follows the caption as trained; larger follows it more, at the cost of variety.
+    method: see `integrate`.
+  """
+
+  steps: int = 50
+  guidance: float = 3.0
+  method: Method = 'euler'
+
+  def check(self, where: str) -> None:
+    """Raises a UserError, `where.field: …`, for a value out of range."""
+    if self.steps < 1:
+      raise UserError(f'{where}.steps: {self.steps} must be at least 1')
+    if not 0 <= self.guidance < float('inf'):
+      raise UserError(f'{where}.guidance: {self.guidance} must be 0 or more; 1 is none')
+    if self.method not in ('euler', 'heun'):
+      raise UserError(f"{where}.method: {self.method!r} is neither 'euler' nor 'heun'")
+
+  @property
+  def evaluations(self) -> int:
+    """Forwards of the model for one image."""
+    each = self.steps if self.method == 'euler' else 2 * self.steps - 1
+    return each * (1 if self.guidance == 1 else 2)
+
+  def flops(self, config: DitConfig) -> int:
+    """Floating-point operations of one image, matrix products and convolutions alone."""
+    texts = 1 if self.guidance == 1 else 2
+    decoder = config.autoencoder
+    decoded = 0 if decoder is None else decoder.decode_flops(config.image_size)
+    return self.evaluations * config.velocity_flops + texts * config.text_flops + decoded
 
 
 def integrate(
@@ -73,21 +119,51 @@ def guided_velocity(model: Dit, text: Int[Array, 'batch length'], guidance: floa
 
 
 def image_noise(
-  seed: int | Array, indices: UInt32[Array, 'batch'], image_size: int
-) -> Float[Array, 'batch size size 3']:
+  seed: int | Array, indices: UInt32[Array, 'batch'], shape: tuple[int, ...]
+) -> Float[Array, 'batch *shape']:
   """Returns the noise each image starts from; it depends on the seed and its own index alone."""
   key = jax.random.key(seed)
 
   def one(index: Array) -> Array:
-    return jax.random.normal(jax.random.fold_in(key, index), (image_size, image_size, 3))
+    return jax.random.normal(jax.random.fold_in(key, index), shape)
 
   return jax.vmap(one)(indices)
+
+
+def seed_words(seeds: Sequence[int]) -> UInt32[np.ndarray, 'batch 2']:
+  """Returns the high and the low half of seeds of 64 bits, which JAX has no integers for.
+
+  Raises:
+    UserError: a seed outside 0 to 2**63 - 1.
+  """
+  for seed in seeds:
+    if not 0 <= seed < 2**63:
+      raise UserError(f'generator: seed {seed} is outside 0 to 2**63 - 1')
+  words = [(seed >> 32, seed & 0xFFFFFFFF) for seed in map(int, seeds)]
+  return np.asarray(words, np.uint32).reshape(-1, 2)
+
+
+def seeded_noise(
+  seeds: UInt32[Array, 'batch 2'], shape: tuple[int, ...]
+) -> Float[Array, 'batch *shape']:
+  """Returns the noise each image starts from; it depends on its own seed alone.
+
+  Args:
+    seeds: of `seed_words`: the key that `jax.random.key` makes of such a seed where integers have
+      64 bits, by name, for another default generator must not change the images.
+    shape: of one image's noise.
+  """
+
+  def one(words: Array) -> Array:
+    return jax.random.normal(jax.random.wrap_key_data(words, impl='threefry2x32'), shape)
+
+  return jax.vmap(one)(seeds)
 
 
 def sample(
   model: Dit,
   text: Int[Array, 'batch length'],
-  noise: Float[Array, 'batch size size 3'],
+  noise: Float[Array, 'batch side side channels'],
   *,
   steps: int,
   guidance: float,
@@ -97,10 +173,56 @@ def sample(
 
   Returns: the images, and for each whether all its numbers were finite.
   """
-  x = integrate(guided_velocity(model, text, guidance), noise, steps, method)
+  x = model.to_images(integrate(guided_velocity(model, text, guidance), noise, steps, method))
   finite = jnp.all(jnp.isfinite(x), axis=(1, 2, 3))
   pixels = jnp.round(127.5 * (jnp.clip(x, -1, 1) + 1))
   return jnp.where(jnp.isfinite(x), pixels, 0).astype(jnp.uint8), finite
+
+
+def make_draw(
+  config: DitConfig,
+  solver: Solver,
+  mesh: Mesh,
+  rules: Mapping[str, str] = RULES,
+  *,
+  scan: bool = False,
+) -> Draw:
+  """Returns the jitted function that draws images on all devices of a mesh.
+
+  Each device draws its own rows of the batch, by the program that one device alone would run: with
+  as many rows on each, an image is the same to the last bit on any number of devices.
+
+  Args:
+    config: of the model; its dtype is that of the computation, whatever it was trained in.
+    solver: of the flow.
+    mesh: its axes `data` and `fsdp` split the batch. Parameters are split as in training, and those
+      split over `fsdp` are gathered block by block, at every step of the solver.
+    rules: logical axis -> mesh axis.
+    scan: the blocks as one loop, whose program does not grow with depth.
+  """
+  skeleton = Skeleton(lambda rngs: Dit(config, rngs))
+  shardings = param_shardings(skeleton, mesh, rules)
+  specs = {name: manual_spec(sharding.spec) for name, sharding in shardings.items()}
+  # a Pallas kernel cannot be split by the compiler, as heads over `tensor` would be
+  platform = mesh.devices.flat[0].platform if mesh.shape['tensor'] == 1 else 'cpu'
+  fetch = make_fetch(specs, mesh, config.dtype)
+  execution = Execution(scan=scan, fetch=fetch, attention=backend_of(platform))
+
+  def draw(params: Params, text: Array, seeds: Array) -> tuple[Array, Array]:
+    model = skeleton.bind(params, execution)
+    noise = seeded_noise(seeds, config.shape)
+    return sample(model, text, noise, **dataclasses.asdict(solver))
+
+  rows = PartitionSpec(BATCH_AXES)
+  return jax.jit(
+    jax.shard_map(
+      draw,
+      mesh=mesh,
+      in_specs=(specs, rows, rows),
+      out_specs=(rows, rows),
+      axis_names=set(BATCH_AXES),
+    )
+  )
 
 
 def weights_digest(params: Params) -> str:
@@ -146,7 +268,7 @@ class Sampler:
     def draw(
       params: Params, text: Array, seed: Array, indices: Array
     ) -> tuple[UInt8[Array, 'batch size size 3'], Bool[Array, 'batch']]:
-      noise = image_noise(seed, indices, config.image_size)
+      noise = image_noise(seed, indices, config.shape)
       model = skeleton.bind(params)
       return sample(model, text, noise, steps=steps, guidance=guidance, method=method)
 
@@ -204,24 +326,30 @@ def make_sampler(
     UserError: a setting out of range, or a tokenizer or size that is not the model's.
   """
   config = skeleton.bind(params).config
-  if steps < 1:
-    raise UserError(f'sampling.steps: {steps} must be at least 1')
-  if not 0 <= guidance < float('inf'):
-    raise UserError(f'sampling.guidance: {guidance} must be 0 or more; 1 is none')
-  if method not in ('euler', 'heun'):
-    raise UserError(f"sampling.method: {method!r} is neither 'euler' nor 'heun'")
+  Solver(steps, guidance, method).check('sampling')
   if image_size != config.image_size:
     raise UserError(f'sampling: image size {image_size}, but the model draws {config.image_size}')
+  check_tokenizer(config, tokenizer, length, 'sampling')
+  return Sampler(skeleton, params, tokenizer, length, steps=steps, guidance=guidance, method=method)
+
+
+def check_tokenizer(config: DitConfig, tokenizer: Tokenizer, length: int, where: str) -> None:
+  """Raises a UserError unless captions become what the model was trained on.
+
+  Args:
+    config: of the model.
+    tokenizer, length: of its captions.
+    where: for messages.
+  """
   if length > config.length:
-    raise UserError(f'sampling: {length} text tokens, but the model reads {config.length}')
+    raise UserError(f'{where}: {length} text tokens, but the model reads {config.length}')
   if tokenizer.pad_id != config.pad_id:
     raise UserError(
-      f'generator: the tokenizer pads with {tokenizer.pad_id}, the model was made for '
+      f'{where}: the tokenizer pads with {tokenizer.pad_id}, the model was made for '
       f'{config.pad_id}; set pad_id of its model config and train again'
     )
   if tokenizer.vocab_size > config.vocab_size:
     raise UserError(
-      f'generator: the tokenizer has {tokenizer.vocab_size} tokens, the model '
+      f'{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model '
       f'{config.vocab_size}; use the tokenizer of its training'
     )
-  return Sampler(skeleton, params, tokenizer, length, steps=steps, guidance=guidance, method=method)

@@ -38,8 +38,37 @@ def test_run_lengths_are_those_of_coco():
     found = coco.toBbox({'size': list(shape), 'counts': text.encode()})
     np.testing.assert_array_equal(rle.box_of(mask), found)
   assert rle.box_of(np.zeros((3, 3), bool)) == (0, 0, 0, 0)
+
+
+def test_unpacking_agrees_with_coco():
+  rng = np.random.default_rng(1)
+  for shape, chance in (((600, 500), 0.5), ((300, 7), 0.01), ((5, 900), 0.999), ((1, 1), 1.0)):
+    mask = rng.random(shape) < chance
+    text = rle.encode(mask)
+    assert rle.area_of(text, *shape) == coco.area({'size': shape, 'counts': text}) == mask.sum()
+    flat = np.repeat(np.arange(len(runs := rle.run_lengths(text, *shape))) % 2 == 1, runs)
+    np.testing.assert_array_equal(flat.reshape(shape[::-1]).T, mask)
+  # runs of no length, as other programs write them
+  loose = coco.frPyObjects({'size': [2, 3], 'counts': [1, 2, 0, 1, 2, 0]}, 2, 3)['counts'].decode()
+  assert rle.area_of(loose, 2, 3) == 3 and rle.decode(loose, 2, 3).sum() == 3
+
+
+@pytest.mark.parametrize(
+  'text', ['é', '', '~', '0', 'oooooooo', 'o' * 40 + '0', '{', '/', ' ', 'O']
+)
+def test_damaged_run_lengths(text):
+  """Without a check some of these let pycocotools return whatever lies in memory."""
+  with pytest.raises(UserError, match=r'mask of 4 x 3 pixels: damaged run lengths'):
+    rle.decode(text, 3, 4)
+
+
+def test_every_cut_is_noticed():
+  text = rle.encode(DISC)
+  for stop in range(len(text)):
+    with pytest.raises(UserError, match='damaged run lengths'):
+      rle.decode(text[:stop], 64, 64)
   with pytest.raises(UserError, match='damaged run lengths'):
-    rle.decode('é', 3, 3)
+    rle.decode(text, 64, 63)
 
 
 def test_largest_part_and_holes():

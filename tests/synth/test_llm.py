@@ -32,6 +32,7 @@ def asker(tmp_path, endpoint=SERVER, **changes) -> Asker:
     'Sure! Here they are:\n```json\n["a red cat",\n "a blue cat"]\n```',
     '1. a red cat\n2) "a blue cat"\n',
     'Prompts [two]:\n- a red cat\n* a blue cat',
+    'As asked [1]: ["a red cat", "a blue cat"]',
     '["a red cat", 7, null, ["x"], "A RED CAT", "a dog", "cat", "a blue cat", "'
     + 'cat ' * 200
     + '"]',
@@ -42,7 +43,8 @@ def test_answers_are_read_strictly(answer):
 
 
 @pytest.mark.parametrize(
-  'answer', ['', 'I cannot do that.', '{"cat": 1}', '[1, 2]', '[' * 5000, 'a category of cats? no']
+  'answer',
+  ['', 'I cannot do that.', '{"cat": 1}', '[1, 2]', '[' * (1 << 20), 'a category of cats? no'],
 )
 def test_garbage_gives_nothing(answer):
   assert parse(answer, CAT) == []
@@ -85,6 +87,44 @@ def test_too_few_are_asked_for_again_with_what_is_there(tmp_path, monkeypatch):
   second, third = (r['body']['messages'][1]['content'] for r in server.requests[1:])
   assert 'Write 1 different' in second and 'a red cat in a white background' in second
   assert second == third
+
+
+def test_many_are_asked_for_in_several_questions(tmp_path, monkeypatch):
+  def answer(handler) -> None:
+    asked = handler.server.requests[-1]['body']['messages'][1]['content']
+    count, start = int(asked.split()[1]), asked.count('cat number')
+    prompts = json.dumps([f'cat number {start + i}' for i in range(count)])
+    if count > 8:
+      prompts = prompts[:-9]  # cut off
+    reply = {'choices': [{'message': {'content': prompts}}]}
+    handler.send(200, json.dumps(reply).encode())
+
+  with serve(monkeypatch, answer) as server:
+    prompts, notes = asker(tmp_path, batch=8).prompts(CAT, 20, 0)
+    assert prompts == [f'cat number {i}' for i in range(20)] and not notes
+    counts = [r['body']['messages'][1]['content'].split()[1] for r in server.requests]
+    assert counts == ['8', '8', '4']
+    server.requests.clear()
+    # one that is cut off is asked for fewer
+    prompts, notes = asker(tmp_path, batch=16).prompts(CAT, 16, 0)
+    assert prompts == [f'cat number {i}' for i in range(16)]
+    assert notes == ['an answer without a new prompt']
+    counts = [r['body']['messages'][1]['content'].split()[1] for r in server.requests]
+    assert counts == ['16', '8', '8']
+
+
+def test_an_answer_on_disk_that_is_damaged_is_asked_for_again(tmp_path, monkeypatch):
+  with serve(monkeypatch, GOOD) as server:
+    asker(tmp_path).prompts(CAT, 4, 0)
+    (file,) = (tmp_path / 'answers').iterdir()
+    whole = file.read_text()
+    for answer in ('"text": 7', '"text": "x", "asked": -5', '"text": "x", "other": 1'):
+      file.write_text(f'{{"answer": {{{answer}}}}}')
+      asker(tmp_path).prompts(CAT, 4, 0)
+      assert file.read_text() == whole
+    file.write_bytes(b'\xff')
+    asker(tmp_path).prompts(CAT, 4, 0)
+    assert file.read_text() == whole and len(server.requests) == 5
 
 
 def test_one_that_repeats_itself_is_not_asked_for_ever(tmp_path, monkeypatch):
@@ -158,9 +198,9 @@ def test_a_redirect_is_not_followed_with_the_key(tmp_path, monkeypatch):
 
 def test_limits_on_tokens_and_cost_end_it(tmp_path, monkeypatch):
   with serve(monkeypatch, '["a red cat"]', '["a blue cat"]') as server:
-    ask = asker(tmp_path, max_tokens=100, max_total_tokens=500, rounds=9)
+    ask = asker(tmp_path, max_tokens=100, max_total_tokens=900, rounds=9)
     prompts, notes = ask.prompts(CAT, 9, 0)
-    assert 'the limit of 500 tokens is reached' in notes and ask.tokens <= 500
+    assert 'the limit of 900 tokens is reached' in notes and ask.tokens <= 900
     assert 0 < len(prompts) < 9
     asked = len(server.requests)
     costly = {'price_asked': 1e6, 'price_answered': 1e6}
@@ -177,7 +217,8 @@ def test_what_the_model_lacks_other_strategies_give(tmp_path, monkeypatch):
       llm=LlmConfig(endpoint=SERVER, parallel=1),
     )
     rows, notes = make_prompts(config, [CAT], None, seed=0, cache=tmp_path, asker=asker(tmp_path))
-  assert [r.strategy for r in rows] == ['llm'] * 4 + ['grammar'] * 2
+  # mixed, so that a few images are of both
+  assert [r.strategy for r in rows] == ['llm', 'grammar', 'llm', 'llm', 'grammar', 'llm']
   assert '1 × language model: too few prompts' in notes
 
 
@@ -245,46 +286,3 @@ def test_no_model_is_named(tmp_path):
     Asker(LlmConfig(), tmp_path)
   with pytest.raises(UserError, match=r'has no config.json'):
     Asker(LlmConfig(folder=str(tmp_path)), tmp_path)
-
-
-@pytest.fixture(scope='module')
-def model_folder(tmp_path_factory):
-  """A tiny language model of random weights."""
-  pytest.importorskip('torch')
-  import tokenizers
-  import torch
-  from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-  words = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token='<unk>'))
-  words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
-  words.decoder = tokenizers.decoders.ByteLevel()
-  trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=['<unk>', '</s>'])
-  words.train_from_iterator(['a red cat in a white background'] * 9, trainer)
-  folder = str(tmp_path_factory.mktemp('llm'))
-  tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token='<unk>', eos_token='</s>')
-  tokenizer.save_pretrained(folder)
-  torch.manual_seed(0)
-  config = LlamaConfig(
-    vocab_size=len(tokenizer),
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    max_position_embeddings=1024,
-  )
-  LlamaForCausalLM(config).save_pretrained(folder)
-  return folder
-
-
-def test_a_model_of_this_machine_answers(tmp_path, model_folder):
-  config = LlmConfig(folder=model_folder, max_tokens=12, rounds=2)
-  ask = Asker(config, tmp_path / 'a')
-  prompts, notes = ask.prompts(CAT, 2, 0)
-  assert prompts == [] and notes[-1] == 'too few prompts'  # weights of no sense
-  assert ask.tokens > 0 and ask.parallel == 1
-  texts = [
-    [json.loads(f.read_text())['answer'] for f in sorted((tmp_path / name).iterdir())]
-    for name in ('a', 'b')
-    if name == 'a' or Asker(config, tmp_path / 'b').prompts(CAT, 2, 0)
-  ]
-  assert texts[0] == texts[1] and any(answer['text'] for answer in texts[0])

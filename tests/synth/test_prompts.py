@@ -8,11 +8,13 @@ from align_jax.errors import UserError
 from align_jax.synth.prompts.diversity import distinct, pairwise_distance, unlike
 from align_jax.synth.prompts.make import (
   PromptConfig,
+  diversity_values,
   make_prompts,
   measure_diversity,
+  mix,
   quotas,
 )
-from align_jax.synth.prompts.words import GrammarConfig, fill, from_grammar
+from align_jax.synth.prompts.words import GrammarConfig, Written, fill, from_grammar
 from align_jax.synth.rows import Category
 
 CAT = Category('cat', 'a small animal that purrs.')
@@ -42,6 +44,67 @@ def test_templates_with_and_without_a_definition():
   assert fill(template, OWL, {}) == 'a photo of a single owl, in a white background'
   assert fill('a {name}', OWL, {}) == 'an owl'
   assert fill('A {colour} {name}', OWL, {'colour': 'orange'}) == 'An orange owl'
+
+
+@pytest.mark.parametrize(
+  ('name', 'text'),
+  [
+    ('umbrella', 'an umbrella'),
+    ('unicorn', 'a unicorn'),
+    ('hourglass', 'an hourglass'),
+    ('one-way sign', 'a one-way sign'),
+    ('unidentified object', 'an unidentified object'),
+    ('eucalyptus', 'a eucalyptus'),
+    ('vitamin a icon', 'a vitamin a icon'),  # its own letters are as they are
+    ('{definition} {x}', 'a {definition} {x}'),
+  ],
+)
+def test_articles_go_by_sound_and_names_stay(name, text):
+  assert fill('a {name}', Category(name), {}) == text
+
+
+def test_any_first_prompts_are_of_every_strategy():
+  rows = [(s, Written(f'{s}{i}')) for s, n in (('a', 8), ('b', 4), ('c', 1)) for i in range(n)]
+  mixed = mix(rows)
+  assert sorted(mixed, key=rows.index) == rows
+  for strategy, count in (('a', 8), ('b', 4), ('c', 1)):
+    own = [written.text for name, written in mixed if name == strategy]
+    assert own == [f'{strategy}{i}' for i in range(count)]
+    for first in range(1, 14):
+      given = sum(name == strategy for name, _ in mixed[:first])
+      assert abs(given - first * count / 13) <= 1
+
+
+def test_an_embedder_that_gives_no_numbers_is_named(tmp_path):
+  with pytest.raises(UserError, match=r'config.embedder: .* not finite'):
+    make(tmp_path, embedder=lambda texts: np.full((len(texts), 3), np.nan), alike=0.9)
+
+
+def test_greedy_choice_against_plain_loops():
+  rng = np.random.default_rng(0)
+  vectors = rng.normal(size=(200, 6))
+  vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+  expected: list[int] = []
+  for i in range(200):
+    pairs = (
+      sum(float(a) * float(b) for a, b in zip(vectors[i], vectors[j], strict=True))
+      for j in expected
+    )
+    if all(cosine <= 0.8 for cosine in pairs):
+      expected.append(i)
+  assert 20 < len(expected) < 180
+  np.testing.assert_array_equal(unlike(vectors, 0.8, 200), expected)
+
+
+def test_the_report_knows_the_figures(tmp_path):
+  rows, _ = make(tmp_path, (CAT,), per_category=3)
+  values = diversity_values(measure_diversity(rows, None))
+  assert values['grammar'].keys() == {'mean_pairwise_distance', 'distinct_1', 'distinct_2'}
+  assert values['grammar']['mean_pairwise_distance'] is None
+  values = diversity_values(measure_diversity(rows, embed))
+  pairs = itertools.combinations(embed([r.text for r in rows]).astype(np.float64), 2)
+  expected = np.mean([1 - a @ b for a, b in pairs])
+  assert values['grammar']['mean_pairwise_distance'] == pytest.approx(expected, abs=1e-6)
 
 
 def test_one_template_gives_one_prompt(tmp_path):
@@ -152,6 +215,9 @@ def test_quotas_sum_up():
     ({'templates': ('a photo',)}, r"'a photo' needs one {name}"),
     ({'templates': ('{name} {colour}',)}, r'{colour} is unknown'),
     ({'templates': ('{name',)}, r'needs one {name}'),
+    ({'templates': ('{name} {',)}, r'other braces'),
+    ({'templates': ('{name} {definition!r}',)}, r'other braces'),
+    ({'templates': ('{name} and {name}',)}, r'needs one {name}'),
     ({'alike': 0.0}, 'alike'),
   ],
 )

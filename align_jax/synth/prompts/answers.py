@@ -1,8 +1,10 @@
 """What a language model is asked, and what counts as an answer."""
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 from align_jax.synth.rows import Category
 from align_jax.synth.wordlists import same
@@ -18,6 +20,7 @@ _ASK = (
 )
 _NOT_AGAIN = ' Do not write any of these again: {prompts}'
 _SHORTEST, _LONGEST = 5, 400  # characters of a prompt
+_TRIED = 64  # brackets at which an array may begin
 _LINE = re.compile(r'^\s*(?:\d+[.):]|[-*•])\s+(.*\S)\s*$')  # 1. a prompt
 
 
@@ -57,14 +60,14 @@ def parse(answer: str, category: Category) -> list[str]:
 
 
 def _array(answer: str) -> list | None:
-  """The first JSON array of the answer, whatever stands around it."""
+  """The first JSON array with a text in it, whatever stands around it."""
   decoder = json.JSONDecoder()
-  for start in (m.start() for m in re.finditer(r'\[', answer)):
+  for found in itertools.islice(re.finditer(r'\[', answer), _TRIED):
     try:
-      value, _ = decoder.raw_decode(answer, start)
+      value, _ = decoder.raw_decode(answer, found.start())
     except (ValueError, RecursionError):
       continue
-    if isinstance(value, list):
+    if any(isinstance(item, str) for item in value):
       return value
   return None
 
@@ -75,13 +78,15 @@ def _names(text: str, category: Category) -> bool:
   return re.search(rf'\b{re.escape(name)}(s|es)?\b', plain) is not None
 
 
-def usage_of(values: Mapping[str, object]) -> tuple[int, int]:
-  """Returns the tokens of question and answer that a reply says; 0 where it does not."""
+def usage_of(values: Mapping[str, object]) -> tuple[int | None, int | None]:
+  """Returns the tokens of question and answer that a reply says; None where it does not."""
   counts = values.get('usage')
   if not isinstance(counts, Mapping):
-    return 0, 0
+    return None, None
   prompt, completion = (counts.get(k) for k in ('prompt_tokens', 'completion_tokens'))
-  return (
-    prompt if isinstance(prompt, int) else 0,
-    completion if isinstance(completion, int) else 0,
-  )
+  return (prompt if is_count(prompt) else None, completion if is_count(completion) else None)
+
+
+def is_count(value: object) -> TypeGuard[int]:
+  """Whether it is a whole number, not below 0."""
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 0

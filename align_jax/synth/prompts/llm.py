@@ -10,10 +10,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 from align_jax.errors import UserError, require
 from align_jax.files import write_file
-from align_jax.synth.prompts.answers import ask, parse
+from align_jax.synth.prompts.answers import ask, is_count, parse
 from align_jax.synth.prompts.endpoint import Answer, Endpoint, EndpointConfig
 from align_jax.synth.prompts.local import LocalModel
 from align_jax.synth.rows import Category
+
+_FEWEST = 4  # prompts of a question, when answers to larger ones were no use
 
 
 @runtime_checkable
@@ -38,9 +40,14 @@ class LlmConfig:
     ending: how each prompt is to end (DiverGen: in a white background).
     temperature: of sampling.
     max_tokens: of an answer, at most.
-    rounds: a category is asked for at most so often; what is missing then, other strategies write.
-    parallel: categories that are asked for at a time, of a server.
-    max_total_tokens: of all questions and answers of a run; 0: no limit.
+    batch: prompts of one question, at most: a long answer is cut off at `max_tokens`.
+    rounds: questions for a category, at most, where one would do; where `batch` makes n needed,
+      n - 1 more. What is missing then, other strategies write.
+    parallel: categories that are asked for at a time, of a server. With a limit on tokens or cost
+      it is one: so the limit holds, and a second run decides as the first did.
+    max_total_tokens: of all questions and answers of a run, those kept from earlier runs included;
+      0: no limit. What a server does not count, and tries that broke off, count as the most that
+      they can have been.
     max_cost: of a run, in the currency of the prices; 0: no limit.
     price_asked, price_answered: of a million tokens of questions, and of answers.
     shortfall: when the model does not give enough, or a limit is reached: `fill` from the other
@@ -53,6 +60,7 @@ class LlmConfig:
   ending: str = 'in a white background'
   temperature: float = 1.0
   max_tokens: int = 2048
+  batch: int = 32
   rounds: int = 3
   parallel: int = 4
   max_total_tokens: int = 0
@@ -67,7 +75,7 @@ class LlmConfig:
       not (self.folder and self.endpoint.model), f'{where}.folder', 'set either folder or endpoint'
     )
     require(self.temperature >= 0, f'{where}.temperature', f'{self.temperature} is below 0')
-    for name in ('max_tokens', 'rounds', 'parallel'):
+    for name in ('max_tokens', 'batch', 'rounds', 'parallel'):
       require(getattr(self, name) >= 1, f'{where}.{name}', f'{getattr(self, name)}: at least 1')
     for name in ('max_total_tokens', 'max_cost', 'price_asked', 'price_answered'):
       require(getattr(self, name) >= 0, f'{where}.{name}', f'{getattr(self, name)} is below 0')
@@ -114,7 +122,9 @@ class Asker:
 
   @property
   def parallel(self) -> int:
-    return 1 if self._config.folder else self._config.parallel  # one model, one random state
+    config = self._config
+    one = config.folder or config.max_total_tokens or config.max_cost
+    return 1 if one else config.parallel  # one model, one random state
 
   def prompts(self, category: Category, count: int, seed: int) -> tuple[list[str], list[str]]:
     """Returns up to `count` different prompts of a category, and notes of what went wrong.
@@ -124,14 +134,18 @@ class Asker:
     """
     have: dict[str, str] = {}
     notes = []
-    for number in range(self._config.rounds):
-      messages = ask(category, count - len(have), self._config.ending, list(have.values()))
+    size = self._config.batch
+    for number in range(-(-count // size) + self._config.rounds - 1):
+      wanted = min(size, count - len(have))
+      messages = ask(category, wanted, self._config.ending, list(have.values()))
       try:
         answer = self._answer(messages, seed + number)
       except OverBudget as error:
         notes.append(str(error))
         break
       found = parse(answer.text, category)
+      if not found:  # cut off, perhaps, or too much for it
+        size = max(_FEWEST, wanted // 2)
       new = {p.lower(): p for p in found if p.lower() not in have}
       if not new:
         notes.append('an answer without a new prompt')
@@ -160,9 +174,11 @@ class Asker:
     }
     text = json.dumps(question, sort_keys=True, ensure_ascii=False)
     path = self._cache / f'{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.json'
+    # a token is a byte at least; 64 for what a chat template puts around the messages
+    most = sum(len(m['content'].encode()) for m in messages) + 64
+    self._check_budget(most)
     answer = _read(path)
     if answer is None:
-      self._check_budget(sum(len(m['content']) for m in messages))
       answer = self._model.complete(
         messages,
         temperature=config.temperature,
@@ -171,15 +187,17 @@ class Asker:
       )
       kept = {'question': question, 'answer': dataclasses.asdict(answer)}
       write_file(str(path), json.dumps(kept, ensure_ascii=False, indent=1))
+    asked = most if answer.asked is None else answer.asked
+    answered = config.max_tokens if answer.answered is None else answer.answered
+    asked, answered = asked + answer.lost * most, answered + answer.lost * config.max_tokens
     with self._lock:
-      self.tokens += answer.asked + answer.answered
-      self.cost += self._price(answer.asked, answer.answered)
+      self.tokens += asked + answered
+      self.cost += self._price(asked, answered)
     return answer
 
-  def _check_budget(self, characters: int) -> None:
+  def _check_budget(self, asked: int) -> None:
     """Raises OverBudget if an answer of the greatest length would go over a limit."""
     config = self._config
-    asked = characters // 3 + 16  # more than it will be: four characters a token are usual
     with self._lock:
       if config.max_total_tokens and (
         self.tokens + asked + config.max_tokens > config.max_total_tokens
@@ -196,6 +214,9 @@ class Asker:
 def _read(path: Path) -> Answer | None:
   """Reads an answer that was kept; one that is damaged is asked for again."""
   try:
-    return Answer(**json.loads(path.read_text(encoding='utf-8'))['answer'])
-  except (FileNotFoundError, ValueError, LookupError, TypeError):
+    answer = Answer(**json.loads(path.read_text(encoding='utf-8'))['answer'])
+  except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
     return None
+  counts = (answer.asked, answer.answered, answer.lost)
+  good = isinstance(answer.text, str) and all(n is None or is_count(n) for n in counts)
+  return answer if good and answer.lost is not None else None

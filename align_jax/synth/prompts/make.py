@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -113,10 +113,16 @@ def make_prompts(
     raise UserError('config.prompts.alike: needs an embedder of texts; set config.embedder')
   if 'llm' in config.strategies and asker is None:
     asker = Asker(config.llm, cache)
-  counts: collections.Counter[str] = collections.Counter()
+  lock = threading.Lock()
 
-  def write(category: Category) -> list[PromptRow]:
-    return _of_category(config, category, embed, seed, asker, counts)
+  def embed_alone(texts: Sequence[str]) -> np.ndarray:
+    """Embeds in one thread at a time: what waits for a server is many, the device is one."""
+    assert embed is not None
+    with lock:
+      return embed(texts)
+
+  def write(category: Category) -> tuple[list[PromptRow], collections.Counter[str]]:
+    return _of_category(config, category, embed and embed_alone, seed, asker)
 
   workers = asker.parallel if asker is not None else 1
   if workers > 1:
@@ -124,7 +130,8 @@ def make_prompts(
       parts = list(pool.map(write, categories))
   else:
     parts = [write(category) for category in categories]
-  rows = list(itertools.chain.from_iterable(parts))
+  rows = list(itertools.chain.from_iterable(own for own, _ in parts))
+  counts = sum((own for _, own in parts), collections.Counter[str]())
   notes = [f'{count} × {note}' for note, count in sorted(counts.items())]
   if asker is not None:
     notes.append(f'language model: {asker.tokens:,} tokens, cost {asker.cost:.4g}')
@@ -137,8 +144,9 @@ def _of_category(
   embed: EmbedTexts | None,
   seed: int,
   asker: Asker | None,
-  counts: collections.Counter[str],
-) -> list[PromptRow]:
+) -> tuple[list[PromptRow], collections.Counter[str]]:
+  """Returns the prompts of one category, and what is to be noted, counted."""
+  counts: collections.Counter[str] = collections.Counter()
   wanted = quotas(config.strategies, config.per_category)
   rows: list[tuple[str, Written]] = []
   vectors: list[np.ndarray] = []
@@ -159,7 +167,21 @@ def _of_category(
     counts['prompt missing: the strategies have no more'] += missing
   if not rows:
     raise UserError(f'category {category.name!r}: no prompt at all; add a strategy with templates')
-  return [_row(category, strategy, written) for strategy, written in rows]
+  return [_row(category, strategy, written) for strategy, written in mix(rows)], counts
+
+
+def mix(rows: Sequence[tuple[str, Written]]) -> list[tuple[str, Written]]:
+  """Spreads each strategy's prompts evenly over all, those of one in their order.
+
+  A category with fewer images than prompts takes the first ones: of every strategy its share.
+  """
+  totals = collections.Counter(strategy for strategy, _ in rows)
+  given: collections.Counter[str] = collections.Counter()
+  places = []
+  for strategy, _ in rows:
+    places.append((given[strategy] + 0.5) / totals[strategy])
+    given[strategy] += 1
+  return [rows[i] for i in sorted(range(len(rows)), key=places.__getitem__)]
 
 
 def quotas(shares: Mapping[str, float], total: int) -> dict[str, int]:
@@ -208,6 +230,8 @@ def _add(
     rows += left[:target]
     return len(left[:target])
   new = np.asarray(embed([written.text for _, written in left]), np.float32)
+  if not np.isfinite(new).all():
+    raise UserError('config.embedder: gives texts numbers that are not finite; use another')
   both = np.concatenate([np.stack(vectors), new]) if vectors else new
   kept = unlike(both, config.alike, len(vectors) + target)
   # those that were there stay, whatever the order of comparing says of them
@@ -243,12 +267,16 @@ def measure_diversity(rows: Sequence[PromptRow], embed: EmbedTexts | None) -> di
   return out
 
 
-def diversity_values(found: Mapping[str, Diversity]) -> dict[str, dict[str, Any]]:
-  """The figures as JSON values; what is not known is None."""
+def diversity_values(found: Mapping[str, Diversity]) -> dict[str, dict[str, float | None]]:
+  """The figures by the names that the report knows; what is not known is None."""
   return {
     strategy: {
-      k: None if isinstance(v, float) and math.isnan(v) else v
-      for k, v in dataclasses.asdict(values).items()
+      name: None if math.isnan(value) else value
+      for name, value in (
+        ('mean_pairwise_distance', values.distance),
+        ('distinct_1', values.distinct1),
+        ('distinct_2', values.distinct2),
+      )
     }
     for strategy, values in found.items()
   }

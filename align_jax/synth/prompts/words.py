@@ -4,7 +4,6 @@ import dataclasses
 import math
 import random
 import re
-import string
 from collections.abc import Iterator, Mapping
 
 from align_jax.errors import require
@@ -14,6 +13,12 @@ from align_jax.synth.rows import Category
 DIVERGEN = 'a photo of a single {name}, {definition}, in a white background'
 _TRIES = 50  # for each prompt wanted, before the grammar counts as exhausted
 _FIELD = re.compile(r'{(\w+)}')
+_MARK = '\0'
+_ARTICLE = re.compile(r'\b([Aa]) +(?={)')
+# by sound, as far as letters tell: an umbrella, an hour; a unicorn, a used car, a one-way sign
+_VOWEL = re.compile(
+  rf'{_MARK}(?= (?!eu|one\b|uni(?![ndm])|us[ae]|ut[ei]|uk)([aeiou]|hour|honest|heir))', re.I
+)
 
 COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white')
 MATERIALS = ('wood', 'metal', 'glass', 'plastic', 'paper', 'cloth', 'stone', 'leather')
@@ -63,11 +68,12 @@ class GrammarConfig:
 
 def check_fields(template: str, known: set[str], where: str) -> None:
   """Raises a UserError for a template without `{name}` or with a field that is not known."""
-  try:
-    fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-  except ValueError as error:
-    fields = [f'({error})']
+  fields = _FIELD.findall(template)
   require(fields.count('name') == 1, where, f'{template!r} needs one {{name}}')
+  rest = _FIELD.sub('', template)
+  require(
+    '{' not in rest and '}' not in rest, where, f'{template!r} has other braces than {{field}}'
+  )
   for field in fields:
     require(
       field in known,
@@ -79,9 +85,11 @@ def check_fields(template: str, known: set[str], where: str) -> None:
 def fill(template: str, category: Category, attributes: Mapping[str, str]) -> str:
   """Puts words into a template; without a definition its commas close up, `a` becomes `an`."""
   values = {**attributes, 'name': category.name, 'definition': category.definition.rstrip('. ')}
-  text = _FIELD.sub(lambda found: values[found[1]], template)
+  # the template's own articles alone: names and definitions are as they are
+  text = _ARTICLE.sub(rf'\1{_MARK} ', template)
+  text = _FIELD.sub(lambda found: values[found[1]], text)
   text = re.sub(r'\s*,(\s*,)+', ',', ' '.join(text.split()))
-  return re.sub(r'\b([Aa])(?= [aeiouAEIOU])', r'\1n', text).strip(' ,')
+  return _VOWEL.sub('n', text).replace(_MARK, '').strip(' ,')
 
 
 def from_templates(templates: tuple[str, ...], category: Category) -> Iterator[Written]:
