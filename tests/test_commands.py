@@ -17,7 +17,7 @@ DOCSTRINGS = [
   *(ROOT / 'launch' / name for name in ('preflight.py', 'weak_scaling.py', 'local.py')),
   *(
     ROOT / 'align_jax' / name
-    for name in ('main.py', 'evaluate.py', 'export.py', 'study/__main__.py')
+    for name in ('main.py', 'evaluate.py', 'export.py', 'synthesize.py', 'study/__main__.py')
   ),
   ROOT / 'align_jax' / 'data' / 'convert.py',
   *sorted((ROOT / 'configs').glob('*.py')),
@@ -59,6 +59,8 @@ def flags_of(path: Path) -> set[str]:
   """The names of the flags a command defines."""
   text = path.read_text()
   names = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", text))
+  if 'define_work()' in text:
+    names |= {'workers', 'runner', 'beam_option'}
   return names | ({'config'} if 'define_config()' in text else set())
 
 

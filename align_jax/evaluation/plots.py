@@ -26,7 +26,7 @@ _SCHEME = (
   '<style>:root{--ink:#3d444d;--rule:#d5dae0}'
   '@media (prefers-color-scheme:dark){:root{--ink:#c3c9d1;--rule:#3a414a}}</style>'
 )
-_STYLE: Any = {  # keys of rcParams, a type of its own in some versions
+STYLE: Any = {  # keys of rcParams, a type of its own in some versions
   'axes.axisbelow': True,
   'axes.edgecolor': _RULE,
   'axes.facecolor': 'none',
@@ -71,8 +71,8 @@ def curves(
     percent: y is a share in [0, 1], shown as a percentage.
     log_x: x on a base-2 logarithmic scale, for 1×, 2×, 4×, ....
   """
-  with rc_context(_STYLE):
-    figure, axes = _blank()
+  with rc_context(STYLE):
+    figure, axes = blank()
     for i, (name, points) in enumerate(series.items()):
       x, y = np.asarray(points, np.float64).reshape(-1, 2).T
       colour, mark = PALETTE[i % len(PALETTE)], _MARKS[i % len(_MARKS)]
@@ -94,8 +94,8 @@ def curves(
       axes.minorticks_off()
     axes.set_xlabel(x_label)
     axes.set_ylabel(f'{y_label} (%)'.strip() if percent else y_label)
-    _legend(axes, len(series))
-    return _svg(figure)
+    legend(axes, len(series))
+    return svg(figure)
 
 
 def stacked(
@@ -113,8 +113,8 @@ def stacked(
     parts: name to values; one that is 0 throughout is left out.
     top: where y ends; None: above the highest.
   """
-  with rc_context(_STYLE):
-    figure, axes = _blank()
+  with rc_context(STYLE):
+    figure, axes = blank()
     low = np.zeros(len(edges))
     for colour, (name, values) in zip(PALETTE, parts.items(), strict=False):
       if not any(values):
@@ -126,14 +126,14 @@ def stacked(
     axes.set_ylim(0, top or None)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    _legend(axes, len(parts))
-    return _svg(figure)
+    legend(axes, len(parts))
+    return svg(figure)
 
 
 def cosine_histogram(values: Mapping[str, Float[np.ndarray, '_']]) -> bytes:
   """Draws how the cosines of real-generated pairs are spread, one outline a name, as SVG."""
-  with rc_context(_STYLE):
-    figure, axes = _blank()
+  with rc_context(STYLE):
+    figure, axes = blank()
     everything = np.concatenate([np.asarray(v, np.float64) for v in values.values()])
     low = float(np.floor(max(-1.0, everything.min()) * 20) / 20)
     bins = np.linspace(min(low, 0.9), 1.0, 41).tolist()
@@ -155,8 +155,8 @@ def cosine_histogram(values: Mapping[str, Float[np.ndarray, '_']]) -> bytes:
       axes.axvline(float(np.mean(cosines)), color=colour, linewidth=1.5, linestyle='--')
     axes.set_xlabel('cosine of a generated image and its real partner')
     axes.set_ylabel('pairs (%)')
-    _legend(axes, 1)
-    return _svg(figure)
+    legend(axes, 1)
+    return svg(figure)
 
 
 def scatter(
@@ -165,7 +165,7 @@ def scatter(
   links: Sequence[tuple[int, int]] = (),
 ) -> bytes:
   """Draws a map of real and generated images as PNG; some pairs `(real, generated)` are linked."""
-  with rc_context(_STYLE):
+  with rc_context(STYLE):
     figure = Figure(figsize=(4.4, 4.4), layout='constrained')
     axes = figure.add_subplot()
     size = float(np.clip(9000 / max(1, len(real) + len(generated)), 5, 30))
@@ -221,13 +221,15 @@ def umap_map(
   return plane[: len(real)], plane[len(real) :]
 
 
-def _blank() -> tuple[Figure, Axes]:
+def blank() -> tuple[Figure, Axes]:
+  """Returns an empty figure of the size that all plots of a page have."""
   # No pyplot: its figures live in global state and would pile up.
   figure = Figure(figsize=(5.4, 3.2), layout='constrained')
   return figure, figure.add_subplot()
 
 
-def _legend(axes: Axes, count: int) -> None:
+def legend(axes: Axes, count: int) -> None:
+  """Puts the legend above the plot, in two columns for more than one entry."""
   if axes.get_legend_handles_labels()[0]:
     axes.legend(
       loc='lower left',
@@ -240,7 +242,8 @@ def _legend(axes: Axes, count: int) -> None:
     )
 
 
-def _svg(figure: Figure) -> bytes:
+def svg(figure: Figure) -> bytes:
+  """Returns the figure as SVG whose ink follows the page's colours, light or dark."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format='svg', metadata={'Date': None, 'Creator': None})
   text = buffer.getvalue().decode()

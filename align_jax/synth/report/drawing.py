@@ -45,7 +45,7 @@ def funnel(asked: int, losses: Mapping[str, int], kept: int) -> bytes:
     left -= number
     bars.append((name, left, number, _FAILED if name.startswith('failed') else _DROPPED))
   bars.append(('kept', 0, kept, _KEPT))
-  with rc_context(plots._STYLE):
+  with rc_context(plots.STYLE):
     figure = Figure(figsize=(5.4, 1.0 + 0.32 * len(bars)), layout='constrained')
     axes = figure.add_subplot()
     for place, (_, start, number, colour) in enumerate(bars):
@@ -66,7 +66,7 @@ def funnel(asked: int, losses: Mapping[str, int], kept: int) -> bytes:
     axes.set_xlim(0, 1.15 * max(1, asked))  # room for the number behind the longest bar
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel('images')
-    return plots._svg(figure)
+    return plots.svg(figure)
 
 
 def counts(parts: Mapping[str, Sequence[int]], *, x_label: str) -> bytes:
@@ -76,8 +76,8 @@ def counts(parts: Mapping[str, Sequence[int]], *, x_label: str) -> bytes:
     parts: `real`, `kept` and `not kept`: one number a category.
   """
   colours = {'real': plots.REAL, 'kept': plots.GENERATED, 'not kept': plots.PALETTE[6]}
-  with rc_context(plots._STYLE):
-    figure, axes = plots._blank()
+  with rc_context(plots.STYLE):
+    figure, axes = plots.blank()
     figure.set_dpi(_DPI)
     number = max(map(len, parts.values()))
     low = np.zeros(number + 1)
@@ -102,8 +102,8 @@ def counts(parts: Mapping[str, Sequence[int]], *, x_label: str) -> bytes:
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(x_label)
     axes.set_ylabel('images')
-    plots._legend(axes, len(parts))
-    return plots._svg(figure)
+    plots.legend(axes, len(parts))
+    return plots.svg(figure)
 
 
 def histogram(
@@ -121,8 +121,8 @@ def histogram(
     lower: cuts from below; of several, their middle is a line and their range a band.
     upper: cut from above.
   """
-  with rc_context(plots._STYLE):
-    figure, axes = plots._blank()
+  with rc_context(plots.STYLE):
+    figure, axes = plots.blank()
     every = np.concatenate([generated, real, lower, [] if upper is None else [upper]])
     low, high = float(every.min()), float(every.max())
     margin = (high - low) / 40 or 0.5
@@ -153,13 +153,13 @@ def histogram(
       axes.axvline(upper, color=_FAILED, linewidth=1.8, linestyle=':', label=f'cut at {upper:.2f}')
     axes.set_xlabel(x_label)
     axes.set_ylabel('images of each kind (%)')
-    plots._legend(axes, 2)
-    return plots._svg(figure)
+    plots.legend(axes, 2)
+    return plots.svg(figure)
 
 
 def clouds(items: Sequence[Cloud]) -> bytes:
   """Draws kinds of points in the plane as SVG; within it the points are pixels."""
-  with rc_context(plots._STYLE):
+  with rc_context(plots.STYLE):
     figure = Figure(figsize=(5.4, 5.4), dpi=_DPI, layout='constrained')
     axes = figure.add_subplot()
     total = sum(len(cloud.points) for cloud in items)
@@ -185,5 +185,5 @@ def clouds(items: Sequence[Cloud]) -> bytes:
     axes.set_yticks([])
     axes.set_xlabel('UMAP, first axis')
     axes.set_ylabel('UMAP, second axis')
-    plots._legend(axes, len(items))
-    return plots._svg(figure)
+    plots.legend(axes, len(items))
+    return plots.svg(figure)
