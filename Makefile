@@ -11,10 +11,10 @@ PINS := $(if $(filter 3.11,$(VERSION)),-c requirements.txt,)
 TEST_EXTRAS := $(if $(filter 3.11,$(VERSION)),test$(comma)parity,test)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study test lint docs format golden clean
+.PHONY: help demo study study-diversity test lint docs format golden clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -24,6 +24,10 @@ $(BIN)/python:
 # One stamp per Python and set of extras: nothing is installed twice.
 $(VENV)/.demo: $(BIN)/python pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.synth: $(BIN)/python pyproject.toml requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[demo,synth]'
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml requirements.txt
@@ -43,6 +47,9 @@ demo: $(VENV)/.demo ## the main job on the built-in pack: under 15 minutes on 2 
 
 study: $(VENV)/.demo ## every arm and ablation of docs/results.md: hours; resumes
 	$(BIN)/python -m align_jax.study --config=configs/study_gmail.py --workdir=runs/study_gmail
+
+study-diversity: $(VENV)/.synth ## does diverse, filtered generated data beat more of the same: two hours; resumes
+	$(BIN)/python -m align_jax.study --config=configs/study_diversity.py --workdir=runs/study_diversity
 
 test: $(VENV)/.test ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal

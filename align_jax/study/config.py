@@ -21,11 +21,14 @@ class StudyData:
     real: real images; its splits `train`, `extra` and `test` are used. Training sees the images of
       `train`; of `extra` it sees the captions alone, as prompts; the images of `extra` are the
       ceiling's.
+    test: held-out real images, where they are not the split `test` of `real`: a long-tailed set is
+      judged on images of all classes alike.
     held_out: further held-out sets to report, name -> spec.
     train_count, extra_count, test_count: at most so many records of each split; 0: all.
   """
 
   real: str
+  test: str = ''
   held_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
   train_count: int = 0
   extra_count: int = 0

@@ -55,15 +55,15 @@ def set_folder(workdir: Path, name: str) -> Path:
 def split_specs(config: StudyConfig, workdir: Path) -> Specs:
   """The splits of the study's real images, and where its generated images go."""
 
-  def part(split: str, count: int) -> str:
+  def part(split: str, count: int, spec: str = config.data.real) -> str:
     # class folders are sorted: unshuffled, the first records would be the first classes
     options = {'split': split, 'shuffle': 0} | ({'limit': count} if count else {})
-    return with_options(config.data.real, **options)
+    return with_options(spec, **options)
 
   return Specs(
     real=part('train', config.data.train_count),
     extra=part('extra', config.data.extra_count),
-    test=part('test', config.data.test_count),
+    test=part('test', config.data.test_count, config.data.test or config.data.real),
     generated=f'arrayrecord:{workdir}/generated/train/*.arrayrecord',
     gap=f'arrayrecord:{workdir}/generated/gap/*.arrayrecord',
     sets={k: f'arrayrecord:{set_folder(workdir, k)}/shards/*.arrayrecord' for k in config.sets},

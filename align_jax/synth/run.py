@@ -266,7 +266,8 @@ class Run:
     config = self.config.prompts
     external = [row for images in self._external.values() for row in images.rows()]
     if all(generator.kind == 'external' for generator in self.config.generators):
-      rows, notes = [], ['all images are there already: no prompts are written']
+      rows: list[PromptRow] = []
+      notes = ['all images are there already: no prompts are written']
     else:
       rows, notes = make_prompts(
         config,

@@ -184,9 +184,11 @@ def _thresholds(run: Run) -> list[Threshold]:
   if not run.stage('score').is_complete() and not config.is_streaming:
     return out
   cuts = run.decider.thresholds
-  for score, found in (('similarity', cuts.similarity), ('text', cuts.text)):
-    settings = getattr(config, score)
-    out.append(Threshold(score, found.pooled, None, dict(found.own), note=settings.kind))
+  similar, text = cuts.similarity, cuts.text
+  out.append(
+    Threshold('similarity', similar.pooled, None, dict(similar.own), note=config.similarity.kind)
+  )
+  out.append(Threshold('text', text.pooled, None, dict(text.own), note=config.text.kind))
   return out
 
 

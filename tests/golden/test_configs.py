@@ -15,6 +15,9 @@ from align_jax.interop.clip import write
 from align_jax.models.dual_encoder import DualEncoderConfig
 from align_jax.objectives import make_objective
 from align_jax.study.config import StudyConfig
+from align_jax.study.runner import set_config
+from align_jax.study.specs import split_specs
+from align_jax.synth.config import SynthConfig
 from align_jax.train.config import TrainConfig
 from align_jax.train.init import make_config
 from configs.clip import get_config as get_clip
@@ -72,7 +75,12 @@ def clip_folder(folder: Path) -> Path:
 def test_config_is_one_that_its_entry_takes(name, tmp_path):
   config = values(name)
   if 'arms' in config:
-    build(StudyConfig, config)
+    study = build(StudyConfig, config)
+    for name in study.sets:
+      set_config(study, split_specs(study, tmp_path), tmp_path, name)
+    return
+  if 'generators' in config:
+    build(SynthConfig, config)
     return
   if config['model'].get('image', {}).get('image_size', 0) is None:
     # what it leaves open, a folder decides

@@ -50,9 +50,9 @@ def build_config(values: Mapping[str, Any], where: str) -> Any:
   Raises:
     UserError: an unknown kind; a field that is unknown, missing, of a wrong type or out of range.
   """
-  kind = values.get('kind')
+  kind = str(values.get('kind'))
   if kind not in KINDS:
-    raise UserError(f'{where}.kind: {kind!r} is unknown{did_you_mean(str(kind), KINDS)}')
+    raise UserError(f'{where}.kind: {kind!r} is unknown{did_you_mean(kind, KINDS)}')
   config: Any = build(KINDS[kind], {k: v for k, v in values.items() if k != 'kind'}, where)
   config.check(where)
   return config
