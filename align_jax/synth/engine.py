@@ -10,19 +10,23 @@ the order of the parts, for a near-duplicate is one of an earlier image.
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import multiprocessing
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from align_jax.data.shards import Shard
 from align_jax.data.work import LOCAL, Progress, WorkConfig, run_tasks
 from align_jax.errors import UserError, did_you_mean
+from align_jax.synth import pack
 from align_jax.synth.config import SynthConfig
-from align_jax.synth.run import STAGES, Run
+from align_jax.synth.run import SHARDS, STAGES, Run
 from align_jax.synth.stage import remove_stage, remove_temporaries
 
 _POLL = 0.5  # seconds between two looks at what another process writes
@@ -44,7 +48,7 @@ def synthesize(
     workdir: on a disk that all processes see.
     stage: run this one alone, over all parts; the stages before it must be complete. '': all.
     redo: first remove this stage and all that follow it. '': none.
-    work: where annotation is done.
+    work: where annotation and, stage by stage, packing are done.
     progress: shows rate and time left on standard error.
 
   Returns: the run, for its report.
@@ -100,7 +104,7 @@ def _require(run: Run, names: Sequence[str]) -> None:
 def _mine(run: Run, name: str) -> list[int]:
   """The parts of a stage that this process is to make."""
   parts = range(run.parts)
-  if name in ('filter', 'shards'):  # in the order of the parts
+  if name in ('filter', SHARDS):  # in the order of the parts
     return list(parts) if not jax.process_index() else []
   return list(parts)[jax.process_index() :: jax.process_count()]
 
@@ -112,13 +116,21 @@ def _run_stage(run: Run, name: str, work: WorkConfig, progress: bool) -> None:
   if not jax.process_index():
     remove_temporaries(stage)
   with _bar(run, name, mine, progress) as bar:
-    if name == 'annotate':
-      task = functools.partial(annotate_task, run.config, str(run.workdir))
+    if name in TASKS:
+      if name == SHARDS:
+        run.open_shards()
+      task = functools.partial(TASKS[name], run.config, str(run.workdir))
       scratch = str(run.workdir / 'work')
+      left = collections.deque(range(len(mine)))
+      shards: dict[int, Shard] = {}
       with contextlib.closing(run_tasks(task, mine, work, scratch=scratch)) as messages:
         for message in messages:
           if isinstance(message, Progress):
             bar.update(message.count)
+          elif name == SHARDS:
+            shards[message.index] = Shard(**message.result)
+            while left and left[0] in shards:  # in order: a training run may follow
+              pack.enter_part(str(stage.folder), shards.pop(left.popleft()))
     else:
       for part in mine:
         run.make(name, part, bar.update)
@@ -146,7 +158,7 @@ def _stream(run: Run, work: WorkConfig, progress: bool) -> None:
       block = False
     while first and left and run.is_done('score', left[0]):
       part = left.popleft()
-      for name in ('filter', 'shards'):
+      for name in ('filter', SHARDS):
         if not run.is_done(name, part):
           run.make(name, part)
       bar.set_postfix_str(f'{run.kept():,} kept', refresh=False)
@@ -169,7 +181,7 @@ def _stream(run: Run, work: WorkConfig, progress: bool) -> None:
       if left:
         time.sleep(_POLL)
   for part in range(run.parts):
-    _wait(run, 'shards', part)
+    _wait(run, SHARDS, part)
 
 
 @contextlib.contextmanager
@@ -214,13 +226,24 @@ def _result(future: concurrent.futures.Future[None]) -> None:
     ) from error
 
 
-def annotate_task(config: SynthConfig, workdir: str, part: int) -> Generator[int, None, int]:
+def annotate_task(config: SynthConfig, workdir: str, part: int) -> Generator[int, None, None]:
   """Annotates one part; for `run_tasks`."""
   run = Run(config, Path(workdir))
   counts: list[int] = []
   run.make('annotate', part, counts.append)
   yield sum(counts)
-  return part
+
+
+def pack_task(config: SynthConfig, workdir: str, part: int) -> Generator[int, None, dict[str, Any]]:
+  """Writes the shard of one part; for `run_tasks`."""
+  run = Run(config, Path(workdir))
+  entry = run.pack(part)
+  yield run.part_size(part)
+  return dataclasses.asdict(entry)
+
+
+# what needs no accelerator, and so runs in worker processes or as a Beam pipeline
+TASKS = {'annotate': annotate_task, SHARDS: pack_task}
 
 
 def _annotate(config: SynthConfig, workdir: str, part: int) -> None:

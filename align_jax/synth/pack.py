@@ -1,5 +1,6 @@
 """The images that were kept, as shards for the main job; the folder grows part by part."""
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -44,42 +45,45 @@ def is_packed(directory: str, part: int, parts: int) -> bool:
 def pack_part(
   directory: str,
   part: int,
+  parts: int,
   records: Sequence[Record],
   annotations: Iterable[AnnotationRow],
   scores: Iterable[ScoreRow],
   decisions: Iterable[DecisionRow],
-) -> int:
-  """Writes the kept images of a part into its shard and enters it in the manifest.
+) -> shards_lib.Shard:
+  """Writes the kept images of a part into its shard; `enter_part` then makes it known.
 
   Args:
     directory: see `open_shards`.
-    part: its number; the last one completes the manifest.
+    part, parts: its number, and how many there are.
     records: of the images that were drawn.
     annotations, scores, decisions: of the same images, in any order.
 
-  Returns: how many were kept.
+  Returns: its entry of the manifest; skipped are those dropped, by their first reason.
 
   Raises:
     UserError: a full disk (finished shards stay).
   """
+  decided = {row.id: row for row in decisions}
+  dropped = collections.Counter(
+    row.reasons[0].split(' ')[0] for row in decided.values() if not row.kept
+  )
+  with shards_lib.ShardWriter(directory, part, parts) as writer:
+    for record in with_provenance(records, annotations, scores, decided):
+      writer.add(record)
+    return writer.commit(dict(sorted(dropped.items())))
+
+
+def enter_part(directory: str, entry: shards_lib.Shard) -> None:
+  """Enters a shard in the manifest; the last one completes it."""
   manifest = shards_lib.load_manifest(directory)
   if manifest is None:
     raise UserError(f'{directory}: no manifest; run the same command again')
-  decided = {row.id: row for row in decisions}
-  dropped = [row.reasons[0].split(' ')[0] for row in decided.values() if not row.kept]
-  skipped = {reason: dropped.count(reason) for reason in sorted(set(dropped))}
-  kept = with_provenance(records, annotations, scores, decided)
-  with shards_lib.ShardWriter(directory, part, manifest.shard_count) as writer:
-    for record in kept:
-      writer.add(record)
-    entry = writer.commit(skipped)
   others = [s for s in manifest.shards if s.file != entry.file]
   entries = tuple(sorted([*others, entry], key=lambda s: s.file))
   complete = len(entries) == manifest.shard_count
-  shards_lib.save_manifest(
-    directory, dataclasses.replace(manifest, shards=entries, complete=complete)
-  )
-  return entry.count
+  manifest = dataclasses.replace(manifest, shards=entries, complete=complete)
+  shards_lib.save_manifest(directory, manifest)
 
 
 def with_provenance(

@@ -332,20 +332,27 @@ class Run:
     seen(len(images))
 
   def _pack(self, part: int, seen: Seen) -> None:
-    folder = str(self.stage(SHARDS).folder)
-    pack.open_shards(
-      folder, self.stage(SHARDS).key, self.parts, self.config.images.count, self.config.licence
-    )
+    self.open_shards()
+    pack.enter_part(str(self.stage(SHARDS).folder), self.pack(part))
+    seen(self.part_size(part))
+
+  def open_shards(self) -> None:
+    """Makes the folder of shards ready."""
+    stage, config = self.stage(SHARDS), self.config
+    pack.open_shards(str(stage.folder), stage.key, self.parts, config.images.count, config.licence)
+
+  def pack(self, part: int) -> shards_lib.Shard:
+    """Writes the shard of a part, without entering it in the manifest."""
     records = self.stage('generate').records(part)
-    pack.pack_part(
-      folder,
+    return pack.pack_part(
+      str(self.stage(SHARDS).folder),
       part,
+      self.parts,
       [dataclasses.replace(r, pair_id=self._partner(r.id, r.labels[0])) for r in records],
       self.stage('annotate').rows(part, AnnotationRow),
       self.stage('score').rows(part, ScoreRow),
       self.stage('filter').rows(part, DecisionRow),
     )
-    seen(self.part_size(part))
 
   def _partner(self, id_: str, category: str) -> str:
     """A real image of the category, by lot; '' if none is asked for, or there is none."""

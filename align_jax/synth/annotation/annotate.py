@@ -9,6 +9,7 @@ from jaxtyping import Bool, UInt8
 
 from align_jax.errors import require
 from align_jax.synth.annotation.grabcut import grabcut_mask
+from align_jax.synth.annotation.matte import matte_mask
 from align_jax.synth.annotation.regions import fill_holes, largest_part
 from align_jax.synth.annotation.rle import box_of, encode
 from align_jax.synth.annotation.sam import load_sam
@@ -25,25 +26,26 @@ class AnnotationConfig:
   """How objects are found.
 
   Attributes:
-    method: `grabcut` (border colours and GrabCut: no weights), `sam` (SAM-background, DiverGen), or
-      `none` (no masks).
+    method: `matte` (the background, read off the border, subtracted: no weights), `grabcut`
+      (GrabCut, seeded with that), `sam` (SAM-background, DiverGen), or `none` (no masks).
     folder: of `sam`: a SAM saved by transformers.
     device: of `sam`, for PyTorch.
     parts: `largest` keeps the largest connected part of a mask, as DiverGen; `all` keeps all, for
       images of several objects.
-    holes: `fill` those that do not reach the border (what is drawn in the background's own colour
-      inside an object is lost else), or `keep` them.
+    holes: `fill` those that do not reach the border, or do so through a small gap (what is drawn in
+      the background's own colour inside an object is lost else), or `keep` them.
     whole: a mask that covers more of the image is none: the background was not told apart.
-    work_size, iterations: of `grabcut`, see `grabcut.grabcut_mask`.
+    work_size: of `matte` and `grabcut`: the longer side, pixels, that larger images are brought to.
+    iterations: of `grabcut`.
   """
 
-  method: Literal['grabcut', 'sam', 'none'] = 'grabcut'
+  method: Literal['matte', 'grabcut', 'sam', 'none'] = 'matte'
   folder: str = ''
   device: str = 'cpu'
   parts: Literal['largest', 'all'] = 'largest'
   holes: Literal['keep', 'fill'] = 'fill'
   whole: float = 0.95
-  work_size: int = 128
+  work_size: int = 256
   iterations: int = 3
 
   def __post_init__(self) -> None:
@@ -68,7 +70,10 @@ def make_masker(config: AnnotationConfig) -> Masker | None:
     return None
   if config.method == 'sam':
     return load_sam(config.folder, config.device)
-  return lambda image: grabcut_mask(image, config.work_size, config.iterations)
+  bridge = config.holes == 'fill'
+  if config.method == 'matte':
+    return lambda image: matte_mask(image, config.work_size, bridge=bridge)
+  return lambda image: grabcut_mask(image, config.work_size, config.iterations, bridge=bridge)
 
 
 def annotate(

@@ -180,7 +180,7 @@ class DuplicateIndex:
       raise UserError(
         f'duplicates: embeddings of {x.shape[1]} dimensions beside kept ones of {kept.shape[1]}'
       )
-    cosines = x @ kept.T
+    cosines = _cosines_at(near, x, kept) if rule == 'both' and near is not None else x @ kept.T
     sure = cosines >= self.config.cosine + _UNSURE
     maybe = (cosines >= self.config.cosine - _UNSURE) & ~sure
     if near is None:
@@ -190,6 +190,18 @@ class DuplicateIndex:
   def _is_alike(self, a: np.uint64, x: np.ndarray, b: np.uint64, y: np.ndarray) -> bool:
     """The same of one pair, on its own."""
     return is_alike(self.config, int(a), x, int(b), y)
+
+
+def _cosines_at(
+  where: Bool[np.ndarray, 'n m'], x: Float[np.ndarray, 'n dim'], y: Float[np.ndarray, 'm width']
+) -> Float[np.ndarray, 'n m']:
+  """The cosines of those pairs, -1 of the others: few pairs have hashes that are alike."""
+  rows, columns = np.nonzero(where)
+  if len(rows) > where.size // 32:
+    return x @ y.T
+  out = np.full(where.shape, -1, np.float32)
+  out[rows, columns] = np.einsum('ij,ij->i', x[rows], y[columns])
+  return out
 
 
 def is_alike(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from scipy import ndimage
 
 from align_jax.data.images import decode_image
 from align_jax.data.sources.base import Source
@@ -29,6 +30,7 @@ Mask = Bool[np.ndarray, 'height width']
 # flaws of the image; `wrong_class` is one of its meaning, `copy` one of the pool
 IMAGE_FLAWS = ('noise', 'scrambled', 'empty')
 FLAWS = ('wrong_class', *IMAGE_FLAWS, 'copy')
+ALL_IMAGE_FLAWS = 'image_flaws'
 # what each filter is there to find
 FOUND_BY = {
   'similarity': ('wrong_class', *IMAGE_FLAWS),
@@ -77,8 +79,9 @@ class Findings:
 
   Attributes:
     filters: by name, see `FOUND_BY`.
-    auc: of each score (`mean`, `nearest`, `text`), of each flaw but copies: the probability that a
-      good image has a higher score than a flawed one. 0.5: the score cannot tell.
+    auc: of each score (`mean`, `nearest`, `text`), of each flaw but copies and of all flaws of the
+      image together: the probability that a good image has a higher score than a flawed one.
+      0.5: the score cannot tell.
     decisions: of the whole filtration.
   """
 
@@ -176,8 +179,10 @@ def measure(
     'nearest': nearest_similarity(x, numbers, *known, nearest),
     'text': np.asarray([np.nan if row.text is None else row.text for row in scores]),
   }
+  bad = {flaw: flaws == flaw for flaw in FLAWS[:-1]}
+  bad[ALL_IMAGE_FLAWS] = np.isin(flaws, IMAGE_FLAWS)
   auc = {
-    name: {flaw: _auc(v[flaws == ''], v[flaws == flaw]) for flaw in FLAWS[:-1]}
+    name: {flaw: _auc(v[flaws == ''], v[rows]) for flaw, rows in bad.items()}
     for name, v in values.items()
     if np.isfinite(v).all()
   }
@@ -264,7 +269,8 @@ def _emptied(
 ) -> tuple[Pixels, Mask]:
   """Paints the object over; the annotator finds nothing, or, as often, something that is none."""
   out = picture.copy()
-  out[mask] = np.median(picture[~mask], axis=0) if (~mask).any() else 127
+  around = ~ndimage.binary_dilation(mask, iterations=2)  # its outline shines through at the rim
+  out[~around] = np.median(picture[around], axis=0) if around.any() else 127
   same = other.shape == mask.shape
   return out, (other if same and rng.random() < 0.5 else np.zeros_like(mask))
 

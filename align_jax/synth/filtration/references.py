@@ -178,11 +178,14 @@ def _embed(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
   """Returns embeddings in both views, categories, and what was left out."""
   number = {name: i for i, name in enumerate(categories)}
-  counts = np.zeros(len(categories), np.int64)
+  counts = [0] * len(categories)
   left_out = {'images that cannot be read': 0, 'small instances': 0, 'not finite': 0}
   views: list[np.ndarray] = []
   of: list[int] = []
   done: list[np.ndarray] = []
+
+  def has_room(label: str) -> bool:
+    return label in number and (not config.limit or counts[number[label]] < config.limit)
 
   def flush() -> None:
     if views:
@@ -191,20 +194,23 @@ def _embed(
 
   for position in range(len(real) if real is not None else 0):
     assert real is not None
-    if config.limit and counts.min() >= config.limit:
+    if config.limit and min(counts) >= config.limit:
       break
     try:
       record = real[position]
-      if not {*record.labels} & number.keys():
-        continue
+    except UserError:
+      left_out['images that cannot be read'] += 1
+      continue
+    if not any(has_room(label) for label in record.labels):
+      continue
+    try:
       image = decode_image(record.image)
       found = list(instances(record))
-    except (ImageError, UserError, LookupError, TypeError, ValueError):
+    except (ImageError, UserError, LookupError, TypeError, ValueError):  # truth is anyone's JSON
       left_out['images that cannot be read'] += 1
       continue
     for label, mask, box in found:
-      place = number.get(label)
-      if place is None or (config.limit and counts[place] >= config.limit):
+      if not has_room(label):
         continue
       if (box is not None and max(box[2:]) < config.smallest) or (
         mask is not None and (mask.shape != image.shape[:2] or not mask.any())
@@ -223,8 +229,8 @@ def _embed(
             blur=config.blur,
           )
         )
-      of.append(place)
-      counts[place] += 1
+      of.append(number[label])
+      counts[number[label]] += 1
       if len(views) == _BATCH:
         flush()
   flush()

@@ -71,28 +71,29 @@ class InstanceBank:
       )
     return Instance(record.id, label, crop_rgba(image, mask))
 
-  def sample(
+  def draw(
     self,
     count: int,
     rng: np.random.Generator,
     chances: Float[np.ndarray, ' labels'] | None = None,
-  ) -> list[Instance]:
+  ) -> list[int]:
     """Draws instances with replacement: for each a class, then one of its instances.
 
     Args:
       count: how many.
-      rng: two draws for each.
+      rng: two draws for each, so that the first ones do not depend on how many follow.
       chances: of the classes, see `class_chances`; None: equal ones.
+
+    Returns: their places in `positions`, for `load`.
     """
     if chances is None:
       chances = np.full(len(self.labels), 1 / len(self.labels))
-    # by the cumulated chances: the draws for an instance do not depend on how many are asked for
     ends = np.cumsum(chances)
     out = []
-    for of_class, of_instance in rng.random((count, 2)):
+    for of_class, of_instance in rng.random((count, 2)).tolist():
       label = min(int(np.searchsorted(ends, of_class * ends[-1], side='right')), len(ends) - 1)
       first, stop = int(self.starts[label]), int(self.starts[label + 1])
-      out.append(self.load(first + int(of_instance * (stop - first))))
+      out.append(first + int(of_instance * (stop - first)))
     return out
 
 

@@ -90,7 +90,7 @@ def _place(
   config: PasteConfig,
   rng: np.random.Generator,
 ) -> Placement:
-  solid = np.count_nonzero(instance.pixels[..., 3] >= 128)
+  solid = int(np.count_nonzero(instance.pixels[..., 3] >= 128))
   wanted = _root_area(size, config, rng) * math.sqrt(width * height)
   scale = wanted / math.sqrt(max(1, solid))
   h, w = instance.pixels.shape[:2]

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from tqdm import tqdm
 
@@ -47,7 +47,7 @@ def write_pasted(
   path = os.path.join(folder, ANNOTATIONS)
   written: list[str] = []
 
-  def records() -> Iterator[Record]:
+  def records() -> Generator[Record, None, None]:
     # opened at the first record: by then the folder is known to be free, and swept
     with (
       CocoWriter(path, categories, licence) as writer,

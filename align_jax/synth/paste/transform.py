@@ -96,7 +96,7 @@ class CopyPaste(grain.transforms.RandomMap):
         )
     things = [Thing(o.label, o.box, o.mask(), o.source) for o in found]
     count = int(rng.integers(config.least, config.most + 1))
-    instances = self._bank.sample(count, rng, self._chances)
+    instances = [self._bank.load(n) for n in self._bank.draw(count, rng, self._chances)]
     placements = place(instances, width, height, self._sizes, config, rng)
     out = compose(
       image, things, placements, feather=config.feather, least_visible=config.least_visible

@@ -76,7 +76,8 @@ class Diversity:
     prompts: how many.
     distance: mean cosine distance of two prompts of a category, over the categories; NaN without
       an embedder, or with one prompt each.
-    distinct1, distinct2: different words, and pairs of words, as a share of all.
+    distinct1, distinct2: different words, and pairs of words, as a share of all of a category, over
+      the categories; NaN with one prompt each.
   """
 
   prompts: int
@@ -250,21 +251,41 @@ def _row(category: Category, strategy: str, written: Written) -> PromptRow:
 
 
 def measure_diversity(rows: Sequence[PromptRow], embed: EmbedTexts | None) -> dict[str, Diversity]:
-  """Says how different the prompts of each strategy are."""
+  """Says how different the prompts of each strategy are.
+
+  Distinct-n falls with the number of prompts. So of a category each strategy has the same number
+  looked at, its first ones: as many as the strategy with the fewest has, of those with two or more.
+  """
+  own: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)
+  for row in rows:
+    own[row.strategy].setdefault(row.category, []).append(row.text)
+  fewest: dict[str, int] = {}
+  for texts in own.values():
+    for category, some in texts.items():
+      if len(some) > 1:
+        fewest[category] = min(len(some), fewest.get(category, len(some)))
   out = {}
-  for strategy in dict.fromkeys(row.strategy for row in rows):
-    own = [row for row in rows if row.strategy == strategy]
-    texts = [row.text for row in own]
-    distance = float('nan')
-    if embed is not None:
-      vectors = np.asarray(embed(texts), np.float32)
-      places: dict[str, list[int]] = collections.defaultdict(list)
-      for place, row in enumerate(own):
-        places[row.category].append(place)
-      each = [pairwise_distance(vectors[p]) for p in places.values() if len(p) > 1]
-      distance = float(np.mean(each)) if each else distance
-    out[strategy] = Diversity(len(own), distance, distinct(texts, 1), distinct(texts, 2))
+  for strategy, texts in own.items():
+    several = {category: some for category, some in texts.items() if len(some) > 1}
+    distances = []
+    if embed is not None and several:
+      vectors = iter(embed([text for some in several.values() for text in some]))
+      each = (list(itertools.islice(vectors, len(some))) for some in several.values())
+      distances = [pairwise_distance(np.stack(some)) for some in each]
+    equal = [some[: fewest[category]] for category, some in several.items()]
+    out[strategy] = Diversity(
+      prompts=sum(map(len, texts.values())),
+      distance=_mean(distances),
+      distinct1=_mean([distinct(some, 1) for some in equal]),
+      distinct2=_mean([distinct(some, 2) for some in equal]),
+    )
   return out
+
+
+def _mean(values: Sequence[float]) -> float:
+  """The mean of those that are numbers; NaN of none."""
+  known = [value for value in values if not math.isnan(value)]
+  return float(np.mean(known)) if known else math.nan
 
 
 def diversity_values(found: Mapping[str, Diversity]) -> dict[str, dict[str, float | None]]:

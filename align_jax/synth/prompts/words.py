@@ -13,6 +13,7 @@ from align_jax.synth.rows import Category
 DIVERGEN = 'a photo of a single {name}, {definition}, in a white background'
 _TRIES = 50  # for each prompt wanted, before the grammar counts as exhausted
 _FIELD = re.compile(r'{(\w+)}')
+_WORDS = 20  # of a definition within a prompt
 _MARK = '\0'
 _ARTICLE = re.compile(r'\b([Aa]) +(?={)')
 # by sound, as far as letters tell: an umbrella, an hour; a unicorn, a used car, a one-way sign
@@ -84,12 +85,31 @@ def check_fields(template: str, known: set[str], where: str) -> None:
 
 def fill(template: str, category: Category, attributes: Mapping[str, str]) -> str:
   """Puts words into a template; without a definition its commas close up, `a` becomes `an`."""
-  values = {**attributes, 'name': category.name, 'definition': category.definition.rstrip('. ')}
+  values = {**attributes, 'name': category.name, 'definition': shorten(category)}
   # the template's own articles alone: names and definitions are as they are
   text = _ARTICLE.sub(rf'\1{_MARK} ', template)
   text = _FIELD.sub(lambda found: values[found[1]], text)
   text = re.sub(r'\s*,(\s*,)+', ',', ' '.join(text.split()))
   return _VOWEL.sub('n', text).replace(_MARK, '').strip(' ,')
+
+
+def shorten(category: Category) -> str:
+  """Returns the definition in a few words: CLIP reads 77 tokens, and what follows counts too.
+
+  The first sentence, up to a semicolon; of a long one up to a comma; without `A cat is …` and what
+  is in parentheses.
+  """
+  text = re.sub(r'\s*\([^()]*\)', '', ' '.join(category.definition.split()))
+  text = re.split(r'(?<=[^.]{3})[.;](?:\s|$)', text, maxsplit=1)[0]
+  name = re.escape(category.name)
+  text = re.sub(rf'^(?:(?:an?|the)\s+)?{name}(?:s|es)?\s+(?:is|are)\s+', '', text, flags=re.I)
+  words = text.rstrip('. ').split()
+  if len(words) > _WORDS:
+    words = words[:_WORDS]
+    commas = [i for i, word in enumerate(words) if word.endswith(',') and i >= _WORDS // 4]
+    words = words[: commas[-1] + 1] if commas else words
+  text = ' '.join(words).rstrip(', ')
+  return re.sub(r'^(?:An?|The)\b', lambda found: found[0].lower(), text)
 
 
 def from_templates(templates: tuple[str, ...], category: Category) -> Iterator[Written]:
