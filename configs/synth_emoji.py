@@ -72,11 +72,11 @@ def get_config() -> ConfigDict:
   )
   config.annotation = ConfigDict(
     {
-      'method': 'grabcut',
+      'method': 'matte',
       'parts': 'all',  # prompts ask for one, two or three of a thing
       'holes': 'fill',
       'whole': 0.95,
-      'work_size': 64,
+      'work_size': 256,
       'iterations': 3,
     }
   )
