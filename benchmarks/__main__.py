@@ -13,7 +13,17 @@ from pathlib import Path
 from align_jax.files import write_file
 from benchmarks.common import say
 
-PROGRAMS = ('train_step', 'input_pipeline', 'checkpoint', 'contrastive_loss', 'import_weights')
+PROGRAMS = (
+  'train_step',
+  'input_pipeline',
+  'checkpoint',
+  'contrastive_loss',
+  'import_weights',
+  'flow_sampler',
+  'similarity',
+  'filtration',
+  'annotation',
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -99,8 +99,13 @@ def filtration() -> ConfigDict:
   """What is kept: like the real images of its category, and not the same again."""
   return ConfigDict(
     {
-      'references': {'real_view': 'whole', 'generated_view': 'whole', 'templates': ('a {}',)},
-      'nearest': 0,
+      # alike on both sides: an encoder of pictures knows no black surroundings (docs/synth.md)
+      'references': {
+        'real_view': 'blurred',
+        'generated_view': 'blurred',
+        'templates': ('a {}',),
+      },
+      'nearest': 10,
       'similarity': {'kind': 'calibrated', 'keep': 0.9, 'at_least': 8},
       'text': {'kind': 'none'},
       'text_of': 'category',

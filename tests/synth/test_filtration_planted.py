@@ -94,7 +94,7 @@ def test_each_filter_finds_its_own(tmp_path):
   assert found.filters['duplicate'].recall == 1
   # where there is a mask of nothing, the picture is blank
   assert found.filters['mask'].precision == found.filters['mask'].recall == 1
-  assert found.filters['similarity'].precision > 0.9
+  assert found.filters['similarity'].precision > 0.75
   assert found.filters['similarity'].good_dropped < 0.15
   # parts in wrong places leave the mean colour, all that the text says, as it was
   assert found.auc['mean']['scrambled'] > found.auc['text']['scrambled']
