@@ -49,6 +49,7 @@ def get_config(flavour: str = 'mean') -> ConfigDict:
       'threads': 1,
       'max_skipped': 0.01,
       'max_pixels': 50_000_000,
+      'follow': 0,
     }
   )
   config.optimizer = ConfigDict(

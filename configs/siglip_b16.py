@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
       'threads': 16,
       'max_skipped': 0.01,
       'max_pixels': 50_000_000,
+      'follow': 0,
     }
   )
   config.optimizer = ConfigDict(

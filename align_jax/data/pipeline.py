@@ -11,8 +11,9 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from align_jax.data.examples import Example, Part, Reader, load, partner_positions
+from align_jax.data.examples import Example, Part, load
 from align_jax.data.images import MAX_PIXELS
+from align_jax.data.mixture import Mixer
 from align_jax.data.position import CHUNK, Position, Start, from_state, to_state
 from align_jax.data.quarantine import Quarantine, Skipped
 from align_jax.data.record import Record
@@ -54,7 +55,7 @@ def train_iterator(
   quarantine: Quarantine,
   require_caption: bool = True,
   max_pixels: int = MAX_PIXELS,
-) -> grain.DatasetIterator:
+) -> 'Batches':
   """Returns an endless iterator over batches of a weighted mixture of sources.
 
   Every source is reshuffled each epoch. The mixture is one stream, which the processes share out
@@ -94,30 +95,17 @@ def train_iterator(
     raise UserError(f'batch size {batch_size}: set 1 or more')
   if not 0 <= process_index < process_count:
     raise UserError(f'process_index {process_index} is outside 0 to {process_count - 1}')
-  datasets = []
-  for number, part in enumerate(parts):
-    positions = None if part.partners is None else partner_positions(part.partners)
-    reader = Reader(part, transform, require_caption, max_pixels, positions)
-    dataset = grain.MapDataset.range(len(part.source)).seed(_part_seed(seed, number))
-    # The generator is seeded by the position before sharing out: an example's augmentation does not
-    # depend on which process makes it.
-    datasets.append(dataset.shuffle().repeat().random_map(reader))
-  weights = [float(part.weight) for part in parts]
-  mixed = datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, weights)
   # A batch ahead, so that the next one is made while the device works on this one.
   ahead = max(batch_size // CHUNK + 1, 2 * threads) if threads else 0
-  return _Batches(
-    _Stream(mixed, process_index, process_count),
+  return Batches(
+    Mixer(seed, transform, require_caption, max_pixels),
+    parts,
+    process=process_index,
+    processes=process_count,
     options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead),
     collate=_Collate(tokenizer, length, any(part.partners is not None for part in parts)),
     batch_size=batch_size,
     quarantine=quarantine,
-    epoch=sum(len(part.source) for part in parts),
-    data={
-      'records': [len(part.source) for part in parts],
-      'weights': weights,
-      'seed': seed,
-    },
   )
 
 
@@ -197,12 +185,6 @@ def _check_parts(parts: Sequence[Part]) -> None:
       raise UserError(f'{part.source.spec}: weight {part.weight}; set more than 0, or leave it out')
 
 
-def _part_seed(seed: int, number: int) -> int:
-  if seed < 0:
-    raise UserError(f'seed {seed}: set 0 or more')
-  return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
 @dataclasses.dataclass(frozen=True)
 class _Collate:
   """Joins examples to a batch. Tokenises here, as one call for many texts is far cheaper."""
@@ -232,22 +214,6 @@ class _Collate:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stream:
-  """The chunks of a mixture that one process takes."""
-
-  mixed: grain.MapDataset
-  process: int
-  processes: int
-
-  def chunks(self, start: Start, done: int, options: grain.ReadOptions) -> grain.DatasetIterator:
-    """Iterates over this process's chunks, the first `done` of them left out."""
-    own = grain.MapDataset.source(_Chunks(self.mixed, start))
-    return iter(
-      own[self.process + done * self.processes :: self.processes].to_iter_dataset(options)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class _Chunks:
   """All chunks of a stream, by number."""
 
@@ -261,7 +227,7 @@ class _Chunks:
     return [self.mixed[position] for position in self.start.examples(number)]
 
 
-class _Batches(grain.DatasetIterator):
+class Batches(grain.DatasetIterator):
   """Takes examples out of chunks, skips what cannot be used, and joins the rest to batches.
 
   Skipped records are counted here, in the caller's thread and in order, and not where they were
@@ -271,25 +237,39 @@ class _Batches(grain.DatasetIterator):
 
   def __init__(
     self,
-    stream: _Stream,
+    mixer: Mixer,
+    parts: Sequence[Part],
     *,
+    process: int,
+    processes: int,
     options: grain.ReadOptions,
     collate: _Collate,
     batch_size: int,
     quarantine: Quarantine,
-    epoch: int,
-    data: dict[str, Any],
   ):
     super().__init__()
-    self._stream = stream
+    self._mixer = mixer
+    self._mixture = mixer.mix(parts)
+    self._process, self._processes = process, processes
     self._options = options
     self._collate = collate
     self._batch_size = batch_size
     self._quarantine = quarantine
-    self._epoch = epoch
-    self._data = data
     self._skipped_in_a_row = 0
     self._go_to(Start(), (0, 0))
+
+  def go_on_with(self, parts: Sequence[Part]) -> None:
+    """Goes on, from the same position, with the same parts after their sources have grown.
+
+    See `Mixer` for what they give from here on. It depends on the parts and the position alone: an
+    iterator made with these parts and set to this position goes on with the same batches.
+
+    Raises:
+      UserError: a part that cannot be, see `train_iterator`.
+    """
+    _check_parts(parts)
+    self._mixture = self._mixer.mix(parts)
+    self._go_to(self._start, (self._done, self._taken))
 
   def __next__(self) -> dict[str, np.ndarray]:
     self._assert_not_closed()
@@ -301,14 +281,14 @@ class _Batches(grain.DatasetIterator):
     return self._collate(examples)
 
   def get_state(self) -> dict[str, Any]:
-    positions: list[Position | None] = [None] * self._stream.processes
-    positions[self._stream.process] = (self._done, self._taken)
-    return to_state(self._start, positions) | {'data': dict(self._data)}
+    positions: list[Position | None] = [None] * self._processes
+    positions[self._process] = (self._done, self._taken)
+    return to_state(self._start, positions) | {'data': dict(self._mixture.data)}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    start, position = from_state(state, self._stream.process, self._stream.processes)
+    start, position = from_state(state, self._process, self._processes)
     data = state.get('data') or {}
-    for name, value in self._data.items():
+    for name, value in self._mixture.data.items():
       if data.get(name) != value:
         raise UserError(
           f'data position: saved with {name} {data.get(name)}, now {value}; '
@@ -319,7 +299,9 @@ class _Batches(grain.DatasetIterator):
   def _go_to(self, start: Start, position: Position) -> None:
     # a resumed run makes the chunk it was in again and drops what was taken of it
     self._start, (self._done, self._taken) = start, position
-    self._chunks = self._stream.chunks(start, self._done, self._options)
+    first = self._process + self._done * self._processes
+    chunks = grain.MapDataset.source(_Chunks(self._mixture.examples, start))
+    self._chunks = iter(chunks[first :: self._processes].to_iter_dataset(self._options))
     self._chunk: list[Example | Skipped] = []
 
   def _take(self) -> Example | Skipped:
@@ -337,7 +319,8 @@ class _Batches(grain.DatasetIterator):
     if isinstance(example, Skipped):
       self._quarantine.add(example.record_id, example.source, example.reason)
       self._skipped_in_a_row += 1
-      if self._skipped_in_a_row > self._epoch:  # whatever share is allowed: it would never end
+      # whatever share is allowed: it would never end
+      if self._skipped_in_a_row > self._mixture.epoch:
         raise UserError(f'data: no usable record for a whole epoch; {self._quarantine.describe()}')
       return False
     self._skipped_in_a_row = 0

@@ -131,8 +131,14 @@ class Run:
   # what the stages are made with
 
   def train(self) -> None:
-    """Trains the models that the config trains; all processes do it together."""
+    """Trains the models that the config trains; all processes do it together.
+
+    Several processes also load them together: which checkpoint is the newest whole one, they agree
+    on. A process alone loads what a stage needs when it needs it.
+    """
     _ = self.embedder_spec, self._runs
+    if jax.process_count() > 1:
+      _ = self.embedder, self.generators
 
   @functools.cached_property
   def real(self) -> Source | None:

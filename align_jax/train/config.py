@@ -35,6 +35,8 @@ class DataConfig:
     threads: that read and decode.
     max_skipped: share of unreadable records at which the run stops.
     max_pixels: larger images are skipped unread.
+    follow: steps between two looks at sources with `follow=1`; 0: what was finished at the start
+      is all that is used.
   """
 
   real: str = ''
@@ -55,6 +57,10 @@ class DataConfig:
   threads: int = 2
   max_skipped: float = 0.01
   max_pixels: int = 50_000_000
+  follow: int = 0
+
+  def __post_init__(self) -> None:
+    require(self.follow >= 0, 'config.data.follow', 'must be 0 or more')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -11,13 +12,23 @@ from align_jax import storage
 from align_jax.data.images import ImageError, decode_image
 from align_jax.data.pipeline import Part, local_batch, train_iterator
 from align_jax.data.quarantine import Quarantine
-from align_jax.data.sources import Source, open_as, open_source, pair_ids, pair_index
+from align_jax.data.sources import (
+  Source,
+  is_following,
+  open_as,
+  open_source,
+  pair_ids,
+  pair_index,
+  parse_spec,
+)
 from align_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
+from align_jax.modality import Modality
 from align_jax.storage import AnyPath
 from align_jax.train.config import DataConfig, TrainConfig
 from align_jax.train.objective import Objective
+from align_jax.train.snapshots import Folders, Snapshots
 
 _TOKENIZER_CAPTIONS = 200_000  # enough for any vocabulary we train; a corpus need not be read whole
 _MIN_SEEN = 100  # records, before a share of them says anything
@@ -30,14 +41,18 @@ class Inputs:
   """What training reads.
 
   Attributes:
-    parts: the mixture.
+    parts: the mixture, as it is at the start of the run.
     tokenizer: of the captions.
     transform: of the images.
+    snapshots: what is seen, from which step on, of sources that grow.
+    open_parts: makes the mixture of what is seen.
   """
 
   parts: tuple[Part, ...]
   tokenizer: Tokenizer
   transform: Transform
+  snapshots: Snapshots
+  open_parts: Callable[[Folders], tuple[Part, ...]]
 
 
 def open_inputs(
@@ -57,12 +72,16 @@ def open_inputs(
       does not fit the model.
   """
   data = config.data
-  parts = _open_parts(data, objective)
+  snapshots = Snapshots(workdir, _specs(data, objective), data.follow, is_under_way(workdir))
+  opener = _Opener()
+  parts = _open_parts(data, objective, opener, snapshots.at(0), check=True)
   tokenizer = _tokenizer(data, workdir, init, [p.source for p in parts])
   _check_tokenizer(tokenizer, model)
   if not is_under_way(workdir) and jax.process_index() == 0:
     tokenizer.save(workdir / 'tokenizer')
-  return Inputs(parts, tokenizer, train_transform(data, model.image_size))
+  transform = train_transform(data, model.image_size)
+  open_parts = functools.partial(_open_parts, data, objective, opener, check=False)
+  return Inputs(parts, tokenizer, transform, snapshots, open_parts)
 
 
 def is_under_way(workdir: AnyPath) -> bool:
@@ -109,29 +128,56 @@ def make_iterator(inputs: Inputs, config: TrainConfig, workdir: AnyPath) -> Any:
   )
 
 
-def _open_parts(data: DataConfig, objective: Objective) -> tuple[Part, ...]:
-  real = open_as('real', data.real) if data.real else None
-  generated = open_as('generated', data.generated) if data.generated else None
+class _Opener:
+  """Opens the sources of a run; those that do not grow once."""
+
+  def __init__(self) -> None:
+    self._kept: dict[tuple[str, str], Source] = {}
+
+  def open(self, spec: str, seen: Folders, modality: Modality | None = None) -> Source:
+    key = (spec, modality or '')
+    source = self._kept.get(key)
+    if source is None:
+      source = open_as(modality, spec, seen) if modality else open_source(spec, seen)
+      if not is_following(parse_spec(spec)):
+        self._kept[key] = source
+    return source
+
+
+def _specs(data: DataConfig, objective: Objective) -> list[str]:
+  """The specs of all sources that `_open_parts` opens."""
+  named = [data.real, data.generated, *(more.spec for more in data.more)]
+  return [spec for spec in [*named, *([data.partners] if objective.generated_only else [])] if spec]
+
+
+def _open_parts(
+  data: DataConfig, objective: Objective, opener: _Opener, seen: Folders, *, check: bool
+) -> tuple[Part, ...]:
+  """Opens the mixture; of sources that grow, what is seen."""
+  real = opener.open(data.real, seen, 'real') if data.real else None
+  generated = opener.open(data.generated, seen, 'generated') if data.generated else None
   if objective.generated_only:
     # only generated images can be aligned; the real ones come in as partners
     if generated is None:
       raise UserError('config.data.generated: empty, but the objective aligns generated images')
     if data.more:
       raise UserError('config.data.more: this objective takes generated images alone; leave it ()')
-    partners = open_as('real', data.partners) if data.partners else real
-    if objective.needs_partner:
-      _check_pairs(generated, partners, data)
-    _check(generated, 'generated', data)
+    partners = opener.open(data.partners, seen, 'real') if data.partners else real
+    if check:
+      if objective.needs_partner:
+        _check_pairs(generated, partners, data)
+      _check(generated, 'generated', data)
     return (Part(generated, 1.0, partners if objective.needs_partner else None),)
   named = [
     ('real', real, data.real_weight),
     ('generated', generated, data.generated_weight),
-    *((f'more[{i}]', open_source(m.spec), m.weight) for i, m in enumerate(data.more)),
+    *((f'more[{i}]', opener.open(m.spec, seen), m.weight) for i, m in enumerate(data.more)),
   ]
   parts = []
   for name, source, weight in named:
     if source is not None and weight > 0:
-      _check(source, name, data)
+      if check:
+        _check(source, name, data)
       parts.append(Part(source, weight))
   if not parts:
     raise UserError('config.data: neither real nor generated names a source with a positive weight')

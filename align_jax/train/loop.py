@@ -46,7 +46,7 @@ def train(
     config: the experiment.
     objective: the method, built from `config.objective`.
     workdir: the run folder: config.json, tokenizer/, checkpoints/, metrics.jsonl, starts.json,
-      tensorboard/.
+      tensorboard/, and snapshots.jsonl if sources are followed.
     label: begins the progress line.
     evaluate: parameters -> named numbers, called every `config.eval.every` steps.
     observe: a trace of some steps, further places for the numbers.
@@ -90,6 +90,9 @@ def train(
     if restored is not None:
       state, position = restored
       kept = float(position.get(_KEPT, 0.0))
+      seen = inputs.snapshots.at(int(state.step))
+      if seen != inputs.snapshots.at(0):
+        batches.go_on_with(inputs.open_parts(seen))
       batches.set_state(position)
     start = int(state.step)
     journal = Journal(
@@ -117,9 +120,15 @@ def train(
       if owed and not _first_says(journal.has_evaluation(start)):
         judge(start)
       for step in range(start + 1, config.steps + 1):
+        if inputs.snapshots.is_look(step) and jax.process_count() > 1:
+          journal.report(step - 1)  # before they talk, the step under way ends, well or not
         profiler.before(step, state)
         with profiler.step(step):
           with timer.part('data', step):
+            grown = inputs.snapshots.before(step)
+            if grown is not None:
+              batches.go_on_with(inputs.open_parts(grown))
+              journal.say(f'from step {step} on {inputs.snapshots.describe(step)}')
             batch = next(batches)
           ids = batch.pop('ids')
           with timer.part('transfer', step):

@@ -14,9 +14,12 @@ import pytest
 from align_jax import storage
 from align_jax.data import shards as shards_lib
 from align_jax.data.convert import convert
+from align_jax.data.finished import look
 from align_jax.data.sources import open_source, pair_ids, record_ids, streaming
 from align_jax.errors import UserError
+from align_jax.train.snapshots import Snapshots
 from tests import tiny
+from tests.growing import growing
 
 SHARDS = 3
 
@@ -71,6 +74,35 @@ def test_a_conversion_goes_on_after_its_last_shard(photos, bucket, faults, monke
   assert not faults.downloads('.arrayrecord')  # nor read: its checksum is kept with it
   assert list(open_source(f'arrayrecord:{bucket}')) == list(open_source(photos))
   assert not [p for p in (cache / 'writing').rglob('*') if p.is_file()]
+
+
+def test_a_folder_that_grows_is_followed(bucket, faults):
+  folder = growing(bucket, [3, 4, 2])
+  with pytest.raises(UserError, match='no shard was finished'):
+    open_source(folder.spec)
+  folder.write(0, 1)
+  seen = look(bucket)
+  folder.write(2)
+  assert record_ids(open_source(folder.spec)) == [f'g{i}' for i in range(9)]
+  faults.clear()
+  then = open_source(f'{folder.spec}&cache_gib=1', {bucket: seen})
+  assert record_ids(then) == [f'g{i}' for i in range(7)]
+  assert not faults.downloads('.arrayrecord')
+  assert [r.id for r in then] == record_ids(then)
+  storage.remove(f'{bucket}/{seen.shards[1][0]}')
+  with pytest.raises(UserError, match=f'{seen.shards[1][0]}: gone'):
+    open_source(folder.spec, {bucket: seen})
+
+
+def test_a_run_folder_in_a_bucket_keeps_its_snapshots(bucket):
+  folder, run = growing(f'{bucket}/shards', [3, 4]), storage.open_path(f'{bucket}/run')
+  folder.write(0)
+  first = Snapshots(run, [folder.spec], 2, under_way=False)
+  folder.write(1)
+  assert first.before(1) is None and first.before(2) is not None
+  again = Snapshots(run, [folder.spec], 2, under_way=True)
+  assert [again.at(step) for step in range(4)] == [first.at(step) for step in range(4)]
+  assert again.at(1)[folder.folder].records == 3 and again.at(2)[folder.folder].complete
 
 
 def test_a_shard_that_was_replaced_is_converted_again(photos, bucket):

@@ -283,14 +283,18 @@ def test_the_report_is_written(world, done):
   assert any(f'{made.kept()} of 40 images kept; dropped: ' in line for line in lines)
 
 
-def test_the_command_runs_and_says_what_is_wrong(world, tmp_path):
-  _, values = world
-  file = tmp_path / 'config.py'
+def command_of(values: dict, folder: Path) -> list[str]:
+  """The command line of a run of these values."""
+  file = folder / 'config.py'
   file.write_text(
     'from ml_collections import ConfigDict\n'
     f'def get_config():\n  return ConfigDict({json.loads(json.dumps(values))!r})\n'
   )
-  command = [sys.executable, '-m', 'align_jax.synthesize', f'--config={file}']
+  return [sys.executable, '-m', 'align_jax.synthesize', f'--config={file}']
+
+
+def test_the_command_runs_and_says_what_is_wrong(world, tmp_path):
+  command = command_of(world[1], tmp_path)
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
 
   def call(*flags: str) -> subprocess.CompletedProcess:
@@ -302,6 +306,12 @@ def test_the_command_runs_and_says_what_is_wrong(world, tmp_path):
   assert good.returncode == 0, good.stderr
   assert 'of 40 images kept' in good.stdout and 'images/s' in good.stderr
   assert (tmp_path / 'run' / 'report.html').exists()
+  # two processes make what one does
+  launcher = [sys.executable, '-m', 'launch.local', '--processes=2', '--devices=1', '--']
+  both = [*launcher, *command, f'--workdir={tmp_path}/both', '--workers=1']
+  ended = subprocess.run(both, capture_output=True, text=True, env=environment, check=False)
+  assert ended.returncode == 0, ended.stderr
+  assert files(tmp_path / 'both') == files(tmp_path / 'run')
   bad = call(f'--workdir={tmp_path}/bad', '--config.images.count=0')
   assert bad.returncode == 2 and bad.stderr.count('\n') == 1
   assert 'config.images.count: 0' in bad.stderr and not (tmp_path / 'bad').exists()

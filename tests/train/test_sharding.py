@@ -22,6 +22,7 @@ METHODS = {
   # the text term takes part as well
   'gmail': ({**tiny.GMAIL, 'form': 'symmetric', 'text_weight': 0.5}, TRACKS),
   'flow': (tiny.FLOW, {**tiny.DIT, 'width': 16, 'mlp_dim': 24, 'depth': 1}),
+  'cvae': (tiny.CVAE, tiny.VAE),
 }
 ALONE = MeshConfig(1, 1, 1)
 
@@ -34,7 +35,7 @@ def planned(method: str, mesh: MeshConfig, compute: ComputeConfig):
     batch_size=BATCH,
     mesh=vars(mesh),
     compute=vars(compute),
-    optimizer={'lr': 3e-3, 'warmup_steps': 2, 'ema': 0.9 if method == 'flow' else 0.0},
+    optimizer={'lr': 3e-3, 'warmup_steps': 2, 'ema': 0.9 if method in ('flow', 'cvae') else 0.0},
   )
   config = dataclasses.replace(config, model=model)
   made = tiny.method(objective, model)[0]
@@ -79,6 +80,7 @@ ALL = ComputeConfig(scan=True, remat='dots', micro_batch=2, loss='ring', rows=1)
   ('method', 'mesh'),
   [
     *((method, mesh) for mesh in MESHES for method in ('contrastive', 'gmail', 'flow')),
+    ('cvae', (2, 2, 2)),
     *(('contrastive', mesh) for mesh in FEWER),
   ],
 )
@@ -99,6 +101,7 @@ def test_sharded_equals_unsharded(method, mesh):
     ('sigmoid', (1, 4, 1), ALL),
     ('gmail', (2, 2, 1), ALL),
     ('flow', (2, 4, 1), ComputeConfig(scan=True, remat='full', micro_batch=1)),
+    ('cvae', (2, 4, 1), ComputeConfig(scan=True, remat='full', micro_batch=1)),
   ],
 )
 def test_the_way_of_computing_changes_nothing(method, mesh, compute):

@@ -3,7 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from align_jax.data.sources.arrayrecord import open_arrayrecord
+from align_jax.data.finished import Finished
+from align_jax.data.sources.arrayrecord import (
+  is_following,
+  open_arrayrecord,
+  open_finished,
+  wait_for_first,
+)
 from align_jax.data.sources.base import Source, pair_ids, pair_index, record_ids
 from align_jax.data.sources.folder import open_folder
 from align_jax.data.sources.parquet import open_parquet
@@ -17,6 +23,7 @@ from align_jax.modality import Modality
 __all__ = [
   'ParsedSpec',
   'Source',
+  'is_following',
   'open_as',
   'open_source',
   'pair_ids',
@@ -24,17 +31,24 @@ __all__ = [
   'parse_spec',
   'record_ids',
   'split_of',
+  'wait_for_first',
   'with_options',
 ]
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str, seen: Mapping[str, Finished] | None = None) -> Source:
   """Opens what a spec names.
+
+  Args:
+    spec: the text.
+    seen: by path, what to open of folders that are followed; of others, what is finished now.
 
   Raises:
     UserError: an unknown scheme or option, a missing path, an empty source, damaged files.
   """
   parsed = parse_spec(spec)
+  if seen and parsed.path in seen and is_following(parsed):
+    return select(open_finished(parsed, seen[parsed.path]), parsed)
   opener = OPENERS.get(parsed.scheme)
   if opener is None:
     raise UserError(
@@ -49,14 +63,14 @@ def open_source(spec: str) -> Source:
   return select(source, dataclasses.replace(parsed, options=generic))
 
 
-def open_as(modality: Modality, spec: str) -> Source:
+def open_as(modality: Modality, spec: str, seen: Mapping[str, Finished] | None = None) -> Source:
   """Opens a source whose place says which modality it holds, whatever its records say.
 
   A folder of generated images knows nothing of modalities; a spec that names one keeps it.
   """
   if 'modality' in parse_spec(spec).options:
-    return open_source(spec)
-  return open_source(with_options(spec, modality=modality))
+    return open_source(spec, seen)
+  return open_source(with_options(spec, modality=modality), seen)
 
 
 def _open_emoji(spec: ParsedSpec) -> Source:

@@ -1,18 +1,23 @@
-"""`arrayrecord:GLOB` or `arrayrecord:DIR`: shards as `align_jax.data.shards` writes them."""
+"""`arrayrecord:GLOB` or `arrayrecord:DIR`: shards as `align_jax.data.shards` writes them.
+
+`arrayrecord:DIR?follow=1` opens those that are finished of a folder that is still written.
+"""
 
 import bisect
 import concurrent.futures
 import dataclasses
+import glob
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from align_jax import storage
 from align_jax.data import shards
+from align_jax.data.finished import Finished, entries, wait_for_records
 from align_jax.data.record import Record, decode
 from align_jax.data.sources.base import Source, check_index
 from align_jax.data.sources.files import expand, expand_remote
@@ -21,6 +26,7 @@ from align_jax.data.sources.streaming import GIB, RemoteShard, ShardCache
 from align_jax.errors import UserError
 
 _CACHE_GIB = 50.0  # half of what the disk of a TPU VM holds by default
+_WAIT_S = 600.0  # for the first shard: models are loaded and trained before there is one
 _MEND = 'fetch the file again or convert its data again'
 
 
@@ -30,28 +36,86 @@ def open_arrayrecord(spec: ParsedSpec) -> Source:
   In a bucket (`gs://…`) it must be there: records are counted by it, and a shard is fetched when a
   record of it is asked for. Option there: `cache_gib`, see `streaming.ShardCache`.
 
+  Option `follow=1`: a folder that is still written opens with what is finished of it; where there
+  is nothing yet, after a wait of at most `wait` seconds.
+
   Raises:
     UserError: no file, a truncated or corrupt one, or one that disagrees with its manifest.
   """
+  if is_following(spec):
+    return open_finished(spec, wait_for_first(spec))
   if storage.is_remote(spec.path):
     return _open_remote(spec)
-  spec.check()
+  spec.check(['follow'])
   files = expand(spec, shards.SUFFIX)
   manifests = {
     folder: shards.load_manifest(folder) for folder in {os.path.dirname(f) for f in files}
   }
-  with concurrent.futures.ThreadPoolExecutor(16) as pool:  # over a network, opening takes its time
-    readers = list(pool.map(_open_file, files))
+  readers = _open_files(files)
   for file, reader in zip(files, readers, strict=True):
     manifest = manifests[os.path.dirname(file)]
     if manifest is not None:
-      _check(file, len(reader), manifest)
+      _check(file, len(reader), _entry(file, manifest))
   known = [m for m in manifests.values() if m is not None]
   if os.path.isdir(os.path.expanduser(spec.path)) and known:
     _check_all_there(os.path.expanduser(spec.path), files, known[0])
   if not sum(map(len, readers)):
     raise UserError(f'{spec.text}: no records in {len(files)} files; convert the data again')
   licence = '; '.join(dict.fromkeys(m.licence for m in known if m.licence))
+  return ArrayRecordSource(spec.text, licence, files, readers)
+
+
+def is_following(spec: ParsedSpec) -> bool:
+  """Whether a spec names a folder of shards that may still grow.
+
+  Raises:
+    UserError: another value than `follow=1`.
+  """
+  if spec.scheme != 'arrayrecord' or 'follow' not in spec.options:
+    return False
+  if spec.options['follow'] != '1':
+    raise UserError(
+      f'{spec.text}: follow={spec.options["follow"]}; write follow=1, or leave it out'
+    )
+  return True
+
+
+def wait_for_first(spec: ParsedSpec) -> Finished:
+  """Returns what is finished of the folder that is followed, once there is a record.
+
+  Raises:
+    UserError: nothing comes in the time that the spec allows.
+  """
+  seconds = _number(spec, 'wait', _WAIT_S, 'time; write a number of seconds from 0 on')
+  return wait_for_records(_followed(spec), seconds, spec.text)
+
+
+def open_finished(spec: ParsedSpec, seen: Finished) -> Source:
+  """Opens those shards of the folder that is followed which were seen, whatever came since.
+
+  Raises:
+    UserError: one of them is gone, another one now, truncated or corrupt.
+  """
+  folder = _followed(spec)
+  manifest = shards.load_manifest(folder)
+  wanted = entries(folder, manifest, seen)
+  files = [os.path.join(folder, entry.file) for entry in wanted]
+  there: Mapping[str, storage.Info | None]
+  if storage.is_remote(folder):
+    there = storage.find(f'{glob.escape(folder)}/*{shards.SUFFIX}')
+  else:
+    there = {file: None for file in files if os.path.exists(file)}
+  for file in files:
+    if file not in there:
+      raise UserError(f'{file}: gone, but the manifest names it; {_MEND}')
+  readers: Sequence[Part]
+  if storage.is_remote(folder):
+    readers = _remote_parts(spec, {f: found for f in files if (found := there[f])}, wanted)
+  else:
+    readers = _open_files(files)
+    for file, reader, entry in zip(files, readers, wanted, strict=True):
+      _check(file, len(reader), entry)
+  licence = manifest.licence if manifest is not None else ''
   return ArrayRecordSource(spec.text, licence, files, readers)
 
 
@@ -129,12 +193,12 @@ class ArrayRecordSource:
 
 
 def _open_remote(spec: ParsedSpec) -> Source:
-  spec.check(['cache_gib'])
+  spec.check(['cache_gib', 'follow'])
   found = expand_remote(spec, shards.SUFFIX)
   files = list(found)
   folders = sorted({os.path.dirname(f) for f in files})
   manifests = {folder: shards.load_manifest(folder) for folder in folders}
-  entries = {}
+  wanted = []
   for file in files:
     manifest = manifests[os.path.dirname(file)]
     if manifest is None:
@@ -142,32 +206,57 @@ def _open_remote(spec: ParsedSpec) -> Source:
         f'{file}: no {shards.MANIFEST} beside it, by which its records are counted; convert the '
         'data again, or mount the bucket (docs/storage.md)'
       )
-    entries[file] = _entry(file, manifest)
-    if found[file].size != entries[file].bytes:
-      raise UserError(
-        f'{file}: {found[file].size} bytes, the manifest says {entries[file].bytes}; {_MEND}'
-      )
+    wanted.append(_entry(file, manifest))
   known = [m for m in manifests.values() if m is not None]
+  parts = _remote_parts(spec, found, wanted)
   if folders == [str(storage.open_path(spec.path))]:
     _check_all_there(folders[0], files, known[0])
-  if not sum(entry.count for entry in entries.values()):
+  if not sum(entry.count for entry in wanted):
     raise UserError(f'{spec.text}: no records in {len(files)} files; convert the data again')
-  total = sum(entry.bytes for entry in entries.values())
-  cache = ShardCache(spec.text, int(_cache_gib(spec) * GIB), total)
-  parts = [RemotePart(RemoteShard(f, found[f].version, entries[f]), cache) for f in files]
   licence = '; '.join(dict.fromkeys(m.licence for m in known if m.licence))
   return ArrayRecordSource(spec.text, licence, files, parts)
 
 
-def _cache_gib(spec: ParsedSpec) -> float:
-  text = spec.options.get('cache_gib', str(_CACHE_GIB))
+def _remote_parts(
+  spec: ParsedSpec, found: Mapping[str, storage.Info], wanted: Sequence[shards.Shard]
+) -> list[RemotePart]:
+  """Shards of a bucket, as listed and with their entries in the manifest; nothing is fetched."""
+  for (file, info), entry in zip(found.items(), wanted, strict=True):
+    if info.size != entry.bytes:
+      raise UserError(f'{file}: {info.size} bytes, the manifest says {entry.bytes}; {_MEND}')
+  limit = _number(spec, 'cache_gib', _CACHE_GIB, 'size; write a number of GiB above 0')
+  if not limit:
+    raise UserError(f'{spec.text}: cache_gib=0 is no size; write a number of GiB above 0')
+  cache = ShardCache(spec.text, int(limit * GIB), sum(entry.bytes for entry in wanted))
+  return [
+    RemotePart(RemoteShard(file, info.version, entry), cache)
+    for (file, info), entry in zip(found.items(), wanted, strict=True)
+  ]
+
+
+def _followed(spec: ParsedSpec) -> str:
+  """The folder that a spec follows."""
+  remote = storage.is_remote(spec.path)
+  spec.check(['follow', 'wait', *(['cache_gib'] if remote else [])])
+  if not spec.path or glob.has_magic(spec.path) or spec.path.endswith(shards.SUFFIX):
+    raise UserError(f'{spec.text}: follow=1 follows a whole folder; write arrayrecord:DIR?follow=1')
+  return str(storage.open_path(spec.path))
+
+
+def _number(spec: ParsedSpec, option: str, default: float, mend: str) -> float:
+  text = spec.options.get(option, str(default))
   try:
     value = float(text)
   except ValueError:
     value = math.nan
-  if not 0 < value < math.inf:
-    raise UserError(f'{spec.text}: cache_gib={text} is no size; write a number of GiB above 0')
+  if not 0 <= value < math.inf:
+    raise UserError(f'{spec.text}: {option}={text} is no {mend}')
   return value
+
+
+def _open_files(files: Sequence[str]) -> list[ArrayRecordDataSource]:
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:  # over a network, opening takes its time
+    return list(pool.map(_open_file, files))
 
 
 def _open_file(file: str) -> ArrayRecordDataSource:
@@ -181,14 +270,16 @@ def _entry(file: str, manifest: shards.Manifest) -> shards.Shard:
   name = os.path.basename(file)
   entry = next((s for s in manifest.shards if s.file == name), None)
   if not manifest.complete:
-    raise UserError(f'{file}: its conversion was not finished; run the same command again')
+    raise UserError(
+      f'{file}: its conversion was not finished; run the same command again, or open what there is '
+      'with arrayrecord:DIR?follow=1'
+    )
   if entry is None:
     raise UserError(f'{file}: not in the manifest beside it; take the file out or convert again')
   return entry
 
 
-def _check(file: str, count: int, manifest: shards.Manifest) -> None:
-  entry = _entry(file, manifest)
+def _check(file: str, count: int, entry: shards.Shard) -> None:
   size = os.path.getsize(file)
   if (size, count) != (entry.bytes, entry.count):
     raise UserError(

@@ -18,7 +18,7 @@ WHERE = 'config.generators[3].settings'
   ('values', 'named'),
   [
     ({'kind': 'cva'}, r"kind: 'cva' is unknown; did you mean 'cvae'\?"),
-    ({}, r'kind: None is unknown'),
+    ({}, r"kind: 'None' is unknown"),
     ({'kind': 'cvae', 'temprature': 1.0}, r"temprature: unknown field; did you mean 'temperature'"),
     ({'kind': 'cvae', 'temperature': 'hot'}, r"temperature: expected float, got 'hot'"),
     ({'kind': 'cvae', 'batch_size': 0}, r'batch_size: 0 must be'),
