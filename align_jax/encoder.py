@@ -125,7 +125,7 @@ def load_run(workdir: AnyPath, *, step: int | None = None) -> Encoder:
     UserError: no such run, or a run of a model that is no dual encoder.
   """
   config = read_run_config(workdir)
-  if config.objective['name'] == 'flow':
+  if not config.has_towers:
     raise UserError(f'{workdir}: a run of the generator; evaluation needs an image-text model')
   params = load_params(workdir, averaged=True, step=step)
   return make_encoder(config, params, load_tokenizer(workdir / 'tokenizer'))

@@ -82,7 +82,7 @@ def main() -> None:
       raise UserError(f'--push: uploads from a disk, but --output is {output}; name a local folder')
     check_push(_PUSH.value, dry_run=_DRY_RUN.value)
   config = read_run_config(workdir)
-  if config.objective['name'] == 'flow':
+  if not config.has_towers:
     raise UserError(f'--checkpoint: {workdir} is a run of the generator; name an image-text model')
   model = build(DualEncoderConfig, config.model_fields, 'config.model')
   modality = cast(Modality, _TRACK.value)

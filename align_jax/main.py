@@ -77,7 +77,7 @@ def _evaluator(
   settings = config.eval
   if not settings.every:
     return None
-  if config.objective['name'] == 'flow':
+  if not config.has_towers:
     raise UserError('config.eval.every: the generator has no such evaluation; set 0')
   data = EvalData(
     test=open_as('real', settings.data),

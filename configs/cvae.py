@@ -15,17 +15,17 @@ def get_config() -> ConfigDict:
   """Returns the experiment."""
   config = ConfigDict()
   config.seed = 0
-  config.steps = 900
+  config.steps = 1500
   config.batch_size = 64
   config.log_every = 50
   config.objective = ConfigDict(
-    {'name': 'cvae', 'pixel_std': 0.35, 'kl_weight': 1.0, 'free_bits': 0.25, 'blind_share': 0.3}
+    {'name': 'cvae', 'pixel_std': 0.6, 'kl_weight': 1.0, 'free_bits': 0.25, 'blind_share': 0.1}
   )
   config.model = ConfigDict(
     {
       'init': '',
       'image_size': 32,
-      'patch': 4,
+      'patch': 8,
       'width': 96,
       'heads': 3,
       'mlp_dim': 384,
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
       'decoder_depth': 3,
       'prior_depth': 1,
       'text_depth': 1,
-      'latents': 8,
+      'latents': 6,
       'latent_dim': 4,
       'vocab_size': 600,
       'length': 20,
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
       'accumulate': 1,
     }
   )
-  config.checkpoint = ConfigDict({'every': 300, 'keep': 1})
+  config.checkpoint = ConfigDict({'every': 500, 'keep': 1})
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
   config.compute = clip.compute()
   return config

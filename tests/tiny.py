@@ -93,6 +93,16 @@ DIT = {
   'vocab_size': 300,
   'length': 12,
 }
+CVAE = {'name': 'cvae'}
+VAE = {
+  **{k: DIT[k] for k in ('image_size', 'patch', 'heads', 'text_depth', 'vocab_size', 'length')},
+  'width': 16,
+  'mlp_dim': 24,
+  'encoder_depth': 1,
+  'decoder_depth': 1,
+  'latents': 4,
+  'latent_dim': 3,
+}
 SMALL_MODEL = {
   **MODEL,
   'image': {**MODEL['image'], 'depth': 1, 'width': 16, 'mlp_dim': 24},

@@ -326,10 +326,18 @@ class GroupNorm(nnx.Module):
   def __call__(
     self, x: Float[Array, 'batch height width channels']
   ) -> Float[Array, 'batch height width channels']:
-    y = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
-    y = y - jnp.mean(y, axis=(1, 2, 4), keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 2, 4), keepdims=True) + _EPS)
-    return (y.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)
+    # each channel first, then its group: an axis of a group's few channels would be the last one
+    # of a large array, which a TPU pads to 128
+    y = x.astype(jnp.float32)
+    y = y - self._of_groups(jnp.mean(y, axis=(1, 2)))[:, None, None]
+    variance = self._of_groups(jnp.mean(y * y, axis=(1, 2)))
+    scale = jax.lax.rsqrt(variance + _EPS) * self.scale[...]
+    return (y * scale[:, None, None] + self.bias[...]).astype(x.dtype)
+
+  def _of_groups(self, x: Float[Array, 'batch channels']) -> Float[Array, 'batch channels']:
+    """The mean of each channel's group."""
+    grouped = jnp.mean(x.reshape(len(x), self.groups, -1), axis=2)
+    return jnp.repeat(grouped, x.shape[1] // self.groups, axis=1)
 
 
 class Conv(nnx.Module):

@@ -213,7 +213,7 @@ class Dit(nnx.Module):
     cross = config.cross_attention
     self.blocks = Stack(lambda r: DitBlock(config.block, r, cross=cross), config.depth, rngs)
     zeros = nnx.initializers.zeros
-    self.modulation = Linear((width, 2 * width), ('condition', 'modulation'), rngs, init=zeros)
+    self.modulation = Linear((width, 2 * width), ('embed', 'modulation'), rngs, init=zeros)
     self.out = Linear((width, values), ('embed', 'patch'), rngs, init=zeros)
 
   def __call__(
@@ -315,7 +315,7 @@ class DitBlock(nnx.Module):
   def __init__(self, config: BlockConfig, rngs: nnx.Rngs, *, cross: bool = True):
     size = (config.width, 6 * config.width)
     zeros = nnx.initializers.zeros
-    self.modulation = Linear(size, ('condition', 'modulation'), rngs, init=zeros)
+    self.modulation = Linear(size, ('embed', 'modulation'), rngs, init=zeros)
     self.attention = Attention(config, None, rngs)
     self.norm = LayerNorm(config.width, config.eps, rngs) if cross else None
     self.cross = CrossAttention(config, rngs) if cross else None

@@ -136,6 +136,11 @@ class TrainConfig:
       require(getattr(self, name) >= 1, f'config.{name}', 'must be 1 or more')
 
   @property
+  def has_towers(self) -> bool:
+    """Whether the model embeds images and texts; generators do not."""
+    return isinstance(self.model.get('image'), Mapping)
+
+  @property
   def model_fields(self) -> dict[str, Any]:
     """The fields of the objective's model config: `model` without `init`."""
     return {name: value for name, value in self.model.items() if name != 'init'}

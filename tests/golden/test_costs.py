@@ -24,6 +24,7 @@ METHODS = {
   'contrastive': (tiny.CONTRASTIVE, tiny.MODEL, 0.0),
   'gmail': (tiny.GMAIL, {**tiny.MODEL, **tiny.TRACKS}, 0.0),
   'flow': (tiny.FLOW, tiny.DIT, 0.99),
+  'cvae': (tiny.CVAE, tiny.VAE, 0.99),
 }
 BATCH = 16
 
