@@ -2,9 +2,13 @@
 
   python -m launch.preflight --config=configs/clip.py --topology=v5e:16x16 [--config.…] \
     [--json=FILE] [--search]
+  python -m launch.preflight --config=configs/dit_xl.py --topology=v5e:4x4 --program=sampler \
+    [--sampler_images=16] [--sampler_steps=50] [--sampler_guidance=4] [--sampler_method=euler]
 
 Compiles the very step that training would run, and prints one page: whether it fits, the bytes of
-each part, FLOPs, collectives, the roofline, the largest buffers. Needs libtpu.
+each part, FLOPs, collectives, the roofline, the largest buffers. Needs libtpu. With
+`--program=sampler` it is the program by which a trained flow draws a batch of images, on the
+config's mesh.
 """
 
 import json
@@ -17,10 +21,13 @@ from ml_collections import config_flags
 from align_jax import cli
 from align_jax.errors import UserError
 from align_jax.files import write_file
+from align_jax.synth.sampler import Method, Solver
+from align_jax.train.config import TrainConfig
 from align_jax.train.init import make_config
 from launch.analysis import look
-from launch.chips import parse_topology
+from launch.chips import Topology, parse_topology
 from launch.compiler import prepare
+from launch.preflight_sampler import look_at_sampler, rate
 from launch.report import page, ranking, to_json
 from launch.search import advice, search
 
@@ -33,6 +40,13 @@ _SEARCH = flags.DEFINE_bool('search', False, 'Try meshes, micro-batches and rema
 _SEARCH_LIMIT = flags.DEFINE_integer(
   'search_limit', 24, 'Compiles of --search at most.', lower_bound=1
 )
+_PROGRAM = flags.DEFINE_enum('program', 'train', ['train', 'sampler'], 'What to compile.')
+_IMAGES = flags.DEFINE_integer(
+  'sampler_images', 16, 'Images that each device draws at a time.', lower_bound=1
+)
+_STEPS = flags.DEFINE_integer('sampler_steps', 50, 'Steps of the solver.', lower_bound=1)
+_GUIDANCE = flags.DEFINE_float('sampler_guidance', 4.0, 'Guidance; 1 is none.', lower_bound=0)
+_METHOD = flags.DEFINE_enum('sampler_method', 'euler', ['euler', 'heun'], 'Of the solver.')
 
 
 def main() -> None:
@@ -42,6 +56,9 @@ def main() -> None:
   prepare()
   name = _config_name()
   say(f'compiling for {topology.name}')
+  if _PROGRAM.value == 'sampler':
+    _main_sampler(config, topology, name)
+    return
   report = look(config, topology)
   tries = advice(config, report)
   print(page(report, name, tries))
@@ -59,6 +76,21 @@ def main() -> None:
     print('\n' + ranking(found))
   if _JSON.value:
     values = to_json(report, name, tries, found)
+    write_file(Path(_JSON.value), json.dumps(values, indent=2) + '\n')
+
+
+def _main_sampler(config: TrainConfig, topology: Topology, name: str) -> None:
+  """The same for the sampler, which there is nothing to search for."""
+  if _SEARCH.value:
+    raise UserError('--search: looks for settings of training; leave it out, or --program=sampler')
+  method: Method = 'heun' if _METHOD.value == 'heun' else 'euler'
+  solver = Solver(_STEPS.value, _GUIDANCE.value, method)
+  report = look_at_sampler(config, topology, solver, _IMAGES.value)
+  name = f'{name}, sampler ({solver.steps} steps, guidance {solver.guidance:g}, {solver.method})'
+  print(page(report, name, ()))
+  print(rate(report, _IMAGES.value))
+  if _JSON.value:
+    values = to_json(report, name, ()) | {'images_per_device': _IMAGES.value}
     write_file(Path(_JSON.value), json.dumps(values, indent=2) + '\n')
 
 

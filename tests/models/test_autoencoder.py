@@ -151,13 +151,13 @@ def test_a_step_trains_all_but_the_autoencoder(skeleton, params):
   optimizer = make_optimizer(OptimizerConfig(lr=0.1, warmup_steps=0), 10, learn)
   mesh = make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
   placed = {'mesh': mesh, 'rules': RULES}
+  before = {n: np.array(p) for n, p in params.items()}
   state = create_state(
-    skeleton, objective, optimizer, key=jax.random.key(0), **placed, ema=True, given=dict(params)
+    skeleton, objective, optimizer, key=jax.random.key(0), **placed, ema=True, given=before
   )
   assert not [n for n in {**state.learn, **state.average} if n.startswith('autoencoder/')]
   paths = jax.tree_util.tree_flatten_with_path(state.optimizer)[0]
   assert not [path for path, _ in paths if 'autoencoder' in jax.tree_util.keystr(path)]
-  before = {n: np.asarray(p) for n, p in params.items()}
   step = make_train_step(skeleton, objective, optimizer, **placed, ema=0.9)
   batch = {
     'image': jax.random.randint(jax.random.key(0), (4, 16, 16, 3), 0, 256).astype(jnp.uint8),
