@@ -12,21 +12,18 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int, UInt8
 
 from align_jax.config import build
-from align_jax.data.tokenizer import Tokenizer, load_tokenizer
-from align_jax.errors import UserError, require
+from align_jax.data.tokenizer import Tokenizer
+from align_jax.errors import require
 from align_jax.models.cvae import Cvae, CvaeConfig, latents_at
 from align_jax.models.flat import Params, Skeleton
 from align_jax.parallel.mesh import BATCH_AXES, MeshConfig, batch_sharding, make_mesh, replicated
-from align_jax.storage import open_path
+from align_jax.synth.generators.trained import draw_full_batches, load_run
 from align_jax.synth.sampler import (
   Draw,
   check_tokenizer,
-  seed_words,
   seeded_noise,
   weights_digest,
 )
-from align_jax.train.checkpoints import load_params
-from align_jax.train.run_config import read_run_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +118,13 @@ class CvaeGenerator:
     Raises:
       UserError: not as many seeds as prompts, or one outside 0 to 2**63 - 1.
     """
-    if len(prompts) != len(seeds):
-      raise UserError(f'generator: {len(prompts)} prompts, but {len(seeds)} seeds')
-    out: list[np.ndarray | None] = []
-    for start in range(0, len(prompts), self.batch_size):
-      stop = min(start + self.batch_size, len(prompts))
-      chosen = [min(i, stop - 1) for i in range(start, start + self.batch_size)]
-      text = self._tokenizer.encode([prompts[i] for i in chosen], self._length)
-      words = seed_words([seeds[i] for i in chosen])
-      images, finite = self._draw(self._params, *jax.device_put((text, words), self._rows))
-      pixels, good = np.asarray(images), np.asarray(finite)
-      out += [pixels[i] if good[i] else None for i in range(stop - start)]
-    return out
+    return draw_full_batches(
+      lambda *batch: self._draw(self._params, *jax.device_put(batch, self._rows)),
+      prompts,
+      seeds,
+      self.batch_size,
+      lambda texts: self._tokenizer.encode(texts, self._length),
+    )
 
 
 def make_draw(config: CvaeConfig, temperature: float, mesh: Mesh) -> Draw:
@@ -203,14 +195,10 @@ def load_cvae(
   Raises:
     UserError: no such run, a run of another objective, no such checkpoint.
   """
-  folder = open_path(run)
-  config = read_run_config(folder)
-  name = config.objective.get('name')
-  if name != 'cvae':
-    raise UserError(f'{where}: {run} is a run of {name!r}; name one of configs/cvae.py')
+  config, params, tokenizer = load_run(run, 'cvae', averaged=averaged, step=step, where=where)
   return CvaeModel(
     config=build(CvaeConfig, config.model_fields, f'{run}/config.json: model'),
-    params=load_params(folder, averaged=averaged, step=step),
-    tokenizer=load_tokenizer(folder / 'tokenizer'),
+    params=params,
+    tokenizer=tokenizer,
     length=config.data.length,
   )

@@ -9,22 +9,19 @@ import numpy as np
 from jaxtyping import UInt8
 
 from align_jax.config import build
-from align_jax.data.tokenizer import Tokenizer, load_tokenizer
-from align_jax.errors import UserError, require
+from align_jax.data.tokenizer import Tokenizer
+from align_jax.errors import require
 from align_jax.models.dit import Dit, DitConfig
 from align_jax.models.flat import Params, Skeleton
 from align_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
-from align_jax.storage import open_path
+from align_jax.synth.generators.trained import draw_full_batches, load_run
 from align_jax.synth.sampler import (
   Method,
   Solver,
   check_tokenizer,
   make_draw,
-  seed_words,
   weights_digest,
 )
-from align_jax.train.checkpoints import load_params
-from align_jax.train.run_config import read_run_config
 from align_jax.train.state import param_shardings
 
 _NOISE = 'threefry2x32'  # how a seed becomes noise, see `sampler.seeded_noise`
@@ -137,18 +134,13 @@ class FlowGenerator:
     Raises:
       UserError: not as many seeds as prompts, or one outside 0 to 2**63 - 1.
     """
-    if len(prompts) != len(seeds):
-      raise UserError(f'generator: {len(prompts)} prompts, but {len(seeds)} seeds')
-    out: list[np.ndarray | None] = []
-    for start in range(0, len(prompts), self.batch_size):
-      stop = min(start + self.batch_size, len(prompts))
-      chosen = [min(i, stop - 1) for i in range(start, start + self.batch_size)]
-      text = self._tokenizer.encode([prompts[i] for i in chosen], self._length)
-      words = seed_words([seeds[i] for i in chosen])
-      images, finite = self._draw(self._params, *jax.device_put((text, words), self._rows))
-      pixels, good = np.asarray(images), np.asarray(finite)
-      out += [pixels[i] if good[i] else None for i in range(stop - start)]
-    return out
+    return draw_full_batches(
+      lambda *batch: self._draw(self._params, *jax.device_put(batch, self._rows)),
+      prompts,
+      seeds,
+      self.batch_size,
+      lambda texts: self._tokenizer.encode(texts, self._length),
+    )
 
 
 def make_flow_generator(
@@ -184,14 +176,10 @@ def load_flow(
   Raises:
     UserError: no such run, a run of another objective, no such checkpoint.
   """
-  folder = open_path(run)
-  config = read_run_config(folder)
-  name = config.objective.get('name')
-  if name != 'flow':
-    raise UserError(f'{where}: {run} is a run of {name!r}; name one of configs/flow.py')
+  config, params, tokenizer = load_run(run, 'flow', averaged=averaged, step=step, where=where)
   return FlowModel(
     config=build(DitConfig, config.model_fields, f'{run}/config.json: model'),
-    params=load_params(folder, averaged=averaged, step=step),
-    tokenizer=load_tokenizer(folder / 'tokenizer'),
+    params=params,
+    tokenizer=tokenizer,
     length=config.data.length,
   )
