@@ -4,7 +4,7 @@
   python -m launch.preflight --config=configs/dit_xl.py --topology=v5e:16x16 --program=sampler \
     --config.mesh.data=-1 --config.mesh.fsdp=1
   python -m align_jax.main --config=configs/dit_xl.py --workdir=gs://BUCKET/dit_xl \
-    --config.data.real='webdataset:DIR/*.tar' --config.model.init=run:DIR
+    --config.data.real='webdataset:DIR/*.tar' --config.model.init=hf:VAE_DIR
 
 Sizes as Peebles & Xie 2023 (arXiv 2212.09748, table 1), the flow as Esser et al. 2024 (arXiv
 2403.03206): velocities, logit-normal times. Patches attend to the words besides: 925M parameters

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.errors import UserError, did_you_mean
 from align_jax.interop.architecture import Architecture, Fields
+from align_jax.interop.autoencoder import AUTOENCODER_KL, PREFIX, load_autoencoder
 from align_jax.interop.bert import BERT
 from align_jax.interop.clip import CLIP, CLIP_VISION
 from align_jax.interop.dinov2 import DINOV2
@@ -119,6 +120,8 @@ def load_folder(
   Raises:
     UserError: a tensor that is missing, of another shape, or that nothing here corresponds to.
   """
+  if imported.architecture is AUTOENCODER_KL:
+    return load_autoencoder(imported.folder, shapes, PREFIX, shardings)
   tensors = Tensors(imported.folder)
   patch = imported.model['image']['patch'] if 'image' in imported.model else 1
   rules = table(imported, tensors)
@@ -229,7 +232,10 @@ def _check(
 def _architecture(folder: Path) -> tuple[Architecture, Any]:
   """Finds the architecture and reads its config."""
   path = folder / 'config.json'
-  kind = _read_json(path).get('model_type') if path.is_file() else None
+  given = _read_json(path) if path.is_file() else {}
+  if given.get('_class_name') == AUTOENCODER_KL.name:
+    return AUTOENCODER_KL, given  # of diffusers, which transformers does not read
+  kind = given.get('model_type')
   other = folder / _OPEN_CLIP_CONFIG
   if kind is None and other.is_file():
     return OPEN_CLIP, _read_json(other)

@@ -33,6 +33,7 @@ def test_the_comparison_sees_class_and_weights():
   noise = np.random.default_rng(0).standard_normal((2, 8, 8, 3), np.float32)
   peer = flow_sampler.Peer(TINY, skeleton, params)
   base = peer(np.array([0, 1]), noise).astype(int)
+  assert np.mean((base == 0) | (base == 255)) < 0.5
   assert np.abs(peer(np.array([1, 1]), noise) - base)[0].mean() > 5
   changed = {**params, 'blocks/layer/mlp/up/kernel': -params['blocks/layer/mlp/up/kernel']}
   other = flow_sampler.Peer(TINY, skeleton, changed)(np.array([0, 1]), noise)
