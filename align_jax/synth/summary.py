@@ -12,6 +12,7 @@ from align_jax.data.record import Record
 from align_jax.data.transforms import apply_to_picture
 from align_jax.evaluation.pictures import thumbnail
 from align_jax.evaluation.sections import run_details
+from align_jax.synth.filtration.decide import real_scores
 from align_jax.synth.report.data import ReportData, Threshold, draw
 from align_jax.synth.report.page import write_report
 from align_jax.synth.report.samples import wanted_pictures
@@ -185,10 +186,11 @@ def _thresholds(run: Run) -> list[Threshold]:
     return out
   cuts = run.decider.thresholds
   similar, text = cuts.similarity, cuts.text
+  near, told = (real_scores(config, run.references, score) for score in ('similarity', 'text'))
   out.append(
-    Threshold('similarity', similar.pooled, None, dict(similar.own), note=config.similarity.kind)
+    Threshold('similarity', similar.pooled, None, dict(similar.own), near, config.similarity.kind)
   )
-  out.append(Threshold('text', text.pooled, None, dict(text.own), note=config.text.kind))
+  out.append(Threshold('text', text.pooled, None, dict(text.own), told, config.text.kind))
   return out
 
 

@@ -1,6 +1,7 @@
 """Whether an image is kept, and every reason why not."""
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -87,22 +88,31 @@ def make_thresholds(
   names = [image.category for image, _ in pairs]
   real_names = [references.categories[i] for i in references.category.tolist()]
   cuts = {}
-  for score in ('similarity', 'text'):
+  scores: tuple[Literal['similarity', 'text'], ...] = ('similarity', 'text')
+  for score in scores:
     threshold: ThresholdConfig = getattr(config, score)
     if threshold.kind == 'quantile':
       values = [getattr(row, score) for _, row in pairs]
       cuts[score] = quantile_cuts(threshold, values, names)
-    elif threshold.kind == 'calibrated' and score == 'similarity':
-      held_out = held_out_similarity(
-        references.held_out, references.embeddings, references.category, config.nearest
-      )
-      cuts[score] = calibrated_cuts(threshold, held_out, real_names)
     elif threshold.kind == 'calibrated':
-      found = row_cosines(references.held_out, references.texts, references.category)
-      cuts[score] = calibrated_cuts(threshold, found, real_names)
+      cuts[score] = calibrated_cuts(threshold, real_scores(config, references, score), real_names)
     else:
       cuts[score] = fixed_cuts(threshold)
   return Thresholds(**cuts)
+
+
+def real_scores(
+  config: FiltrationConfig, references: References, score: Literal['similarity', 'text']
+) -> Float[np.ndarray, 'm']:
+  """The scores of the real instances, each held out in turn and shown as generated ones are.
+
+  Returns: of each instance; NaN where its category has no other.
+  """
+  if score == 'text':
+    return row_cosines(references.held_out, references.texts, references.category)
+  return held_out_similarity(
+    references.held_out, references.embeddings, references.category, config.nearest
+  )
 
 
 def decide(
