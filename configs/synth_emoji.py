@@ -5,8 +5,8 @@
 The real data are 1,500 pictures of 60 things by a Zipf law: half of the things have fewer than ten.
 The run trains two generators of different families and an encoder, as stand-ins for Stable
 Diffusion and CLIP: they have seen other pictures, of more things, than the real data. Then it draws
-3,000 images, most of rare things, and keeps about half of them. About 25 minutes on 2 CPU cores,
-most of it training. On your own images and generators: docs/synth.md.
+3,000 images, most of rare things, and keeps those that are like real ones. Most of its time is
+training: the flow alone takes 4,000 steps. On your own images and generators: docs/synth.md.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from configs import clip, cvae, flow
 _PICTURES = 'emoji:scenes?size=32&max_objects=1&captions=short'
 REAL = f'{_PICTURES}&concepts=60&tail=1.0&split=train&count=1500'
 # what the models of the engine have seen: more things, each as often, in pictures of another seed
-WORLD = f'{_PICTURES}&concepts=120&seed=7&split=train&count=12000'
+WORLD = f'{_PICTURES}&concepts=80&seed=7&split=train&count=12000'
 COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'grey', 'black')
 
 
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
       'kind': 'flow',
       'weight': 2.0,
       'model': trained(generator()),
-      'settings': {'steps': 12, 'guidance': 3.0, 'method': 'heun', 'batch_size': 64},
+      'settings': {'steps': 20, 'guidance': 2.0, 'method': 'euler', 'batch_size': 64},
     },
     {
       'name': 'cvae',
@@ -127,7 +127,7 @@ def trained(config: ConfigDict) -> dict:
 def generator() -> ConfigDict:
   """The rectified flow of configs/flow.py on the wider world."""
   config = flow.get_config()
-  config.steps = 1500
+  config.steps = 4000
   config.data.real = WORLD
   return config
 
