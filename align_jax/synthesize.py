@@ -16,7 +16,7 @@ from align_jax import cli
 from align_jax.config import build
 from align_jax.data.work import WorkConfig
 from align_jax.errors import UserError
-from align_jax.parallel.distributed import initialize
+from align_jax.parallel.distributed import DistributedConfig, initialize
 from align_jax.storage import absolute, is_remote, open_path
 from align_jax.synth.config import SynthConfig
 from align_jax.synth.engine import synthesize
@@ -33,7 +33,8 @@ _WORK = cli.define_work()
 
 def main() -> None:
   """Runs the engine; the first process then writes the report and says what was kept."""
-  initialize()
+  # the first process decides, packs and writes the page when the others have nothing left to do
+  initialize(DistributedConfig(end_seconds=3600))
   workdir = open_path(_WORKDIR.value)
   if is_remote(workdir):
     raise UserError(f'--workdir={workdir}: stages need a disk; mount the bucket (docs/storage.md)')

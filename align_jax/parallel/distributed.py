@@ -32,6 +32,8 @@ class DistributedConfig:
     process_id: which one this is, from 0.
     heartbeat_seconds: a process that is silent for so long counts as dead, and the others end.
     start_seconds: how long the processes wait for each other at the start.
+    end_seconds: how long one that has finished waits for those that have not; None: for
+      `heartbeat_seconds`.
   """
 
   coordinator: str = ''
@@ -39,6 +41,7 @@ class DistributedConfig:
   process_id: int | None = None
   heartbeat_seconds: int = 60
   start_seconds: int = 300
+  end_seconds: int | None = None
 
   def __post_init__(self) -> None:
     require(
@@ -105,7 +108,7 @@ def initialize(
     initialization_timeout=config.start_seconds,
     heartbeat_timeout_seconds=config.heartbeat_seconds,
     # a process that ends with an error waits here for the others, which wait for it in a collective
-    shutdown_timeout_seconds=config.heartbeat_seconds,
+    shutdown_timeout_seconds=config.end_seconds or config.heartbeat_seconds,
     coordinator_bind_address=bind,
   )
   return True

@@ -59,12 +59,16 @@ def synthesize(
   for name, flag in ((stage, '--stage'), (redo, '--redo')):
     if name and name not in STAGES:
       raise UserError(f'{flag}={name}: no such stage{did_you_mean(name, STAGES)}')
-  if redo and not jax.process_index():
+  if redo and jax.process_count() > 1:
+    raise UserError('--redo: removes what other processes read; run it in one process first')
+  if redo:
     for name in reversed(STAGES[STAGES.index(redo) :]):
       remove_stage(workdir, name)
   run = Run(config, workdir)
   for name in STAGES:  # other settings than before show now
-    run.stage(name)
+    stage_of = run.stage(name)
+    if jax.process_count() == 1:  # of several, one would remove what another is writing
+      remove_temporaries(stage_of)
   run.train()
   wanted = (stage,) if stage else STAGES
   for name in ('categories', 'prompts'):
@@ -86,7 +90,6 @@ def _run_first(run: Run, name: str) -> None:
   stage = run.stage(name)
   if not jax.process_index():
     if not stage.is_done(0):
-      remove_temporaries(stage)
       run.make(name, 0)
   else:
     _wait(run, name, 0)
@@ -113,8 +116,6 @@ def _run_stage(run: Run, name: str, work: WorkConfig, progress: bool) -> None:
   """Runs one stage over all parts."""
   stage = run.stage(name)
   mine = [part for part in _mine(run, name) if not run.is_done(name, part)]
-  if not jax.process_index():
-    remove_temporaries(stage)
   with _bar(run, name, mine, progress) as bar:
     if name in TASKS:
       if name == SHARDS:
@@ -142,9 +143,6 @@ def _stream(run: Run, work: WorkConfig, progress: bool) -> None:
   """Takes part after part through all stages; annotation runs beside, in processes of its own."""
   first = not jax.process_index()
   mine = _mine(run, 'generate')
-  if first:
-    for name in STAGES[2:]:
-      remove_temporaries(run.stage(name))
   waiting: collections.deque[tuple[int, concurrent.futures.Future[None]]] = collections.deque()
   left = collections.deque(range(run.parts))  # to decide and to pack, in order
 

@@ -251,7 +251,7 @@ def remove_stage(workdir: Path, name: str) -> None:
 
 def remove_temporaries(stage: Stage) -> None:
   """Removes what killed writers left behind."""
-  for path in glob.glob(os.path.join(glob.escape(str(stage.folder)), f'.part-*{TEMPORARY}*')):
+  for path in glob.glob(os.path.join(glob.escape(str(stage.folder)), f'.*{TEMPORARY}*')):
     with contextlib.suppress(OSError):
       os.remove(path)
 
