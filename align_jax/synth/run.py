@@ -240,13 +240,19 @@ class Run:
     return Decider(self.config.filtration, self.references, pool)
 
   @functools.cached_property
+  def real_labels(self) -> list[tuple[str, tuple[str, ...]]]:
+    """Id and labels of every real image; reads all records, once."""
+    records = () if self.real is None else (self.real[i] for i in range(len(self.real)))
+    return [(record.id, tuple(record.labels)) for record in records]
+
+  @functools.cached_property
   def partners(self) -> dict[str, list[str]]:
     """Ids of the real images of each category."""
     out: dict[str, list[str]] = collections.defaultdict(list)
-    if self.config.partners == 'category' and self.real is not None:
-      for record in (self.real[i] for i in range(len(self.real))):
-        if record.labels:
-          out[record.labels[0]].append(record.id)
+    if self.config.partners == 'category':
+      for id_, labels in self.real_labels:
+        if labels:
+          out[labels[0]].append(id_)
     return out
 
   # the stages
@@ -263,9 +269,7 @@ class Run:
     """Adds how many real images there are of each."""
     if self.real is None:
       return rows
-    found: collections.Counter[str] = collections.Counter()
-    for record in (self.real[i] for i in range(len(self.real))):
-      found.update(set(record.labels))
+    found = collections.Counter(label for _, labels in self.real_labels for label in set(labels))
     return [dataclasses.replace(row, real_images=found[row.name]) for row in rows]
 
   def _make_prompts(self, part: int, seen: Seen) -> None:

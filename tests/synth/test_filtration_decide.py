@@ -1,126 +1,28 @@
-"""Thresholds, references, scores and decisions, on real paths with an encoder of colours."""
+"""Scores and decisions, on real paths with an encoder of colours."""
 
 import dataclasses
-import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from align_jax.config import build
-from align_jax.data.emoji.masks import encode_mask
-from align_jax.data.record import Record
-from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
-from align_jax.synth.annotation import rle
 from align_jax.synth.filtration.config import FiltrationConfig
 from align_jax.synth.filtration.decide import Decider, make_thresholds
 from align_jax.synth.filtration.duplicates import DuplicateConfig
 from align_jax.synth.filtration.references import (
   ReferenceConfig,
   References,
-  instances,
   make_references,
 )
 from align_jax.synth.filtration.score import score_part
 from align_jax.synth.filtration.thresholds import (
-  Cuts,
   ThresholdConfig,
-  calibrated_cuts,
-  held_out_similarity,
-  quantile_cuts,
 )
 from align_jax.synth.filtration.views import show
-from align_jax.synth.rows import AnnotationRow, DecisionRow, ImageRow, ScoreRow, from_json, to_json
-
-COLOURS = {
-  'red': (220, 30, 30),
-  'green': (30, 200, 40),
-  'blue': (40, 60, 230),
-  'pink': (230, 90, 160),
-}
-NAMES = tuple(COLOURS)
-
-
-class ColourEncoder:
-  """Embeds an image as its mean colour, a text as the colour that it names."""
-
-  transform = Transform(image_size=8)
-
-  def embed_images(self, images: np.ndarray) -> np.ndarray:
-    return unit(images.reshape(len(images), -1, 3).mean(axis=1) + 1)
-
-  def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-    found = [next((COLOURS[n] for n in NAMES if n in text), (1, 1, 1)) for text in texts]
-    return unit(np.asarray(found))
-
-
-class Records:
-  """A source in memory."""
-
-  licence = ''
-
-  def __init__(self, records: list[Record], spec: str = 'memory:'):
-    self.records, self.spec, self.reads = records, spec, 0
-
-  def __len__(self) -> int:
-    return len(self.records)
-
-  def __getitem__(self, index: int) -> Record:
-    self.reads += 1
-    return self.records[index]
-
-
-def unit(x: Any) -> np.ndarray:
-  x = np.asarray(x, np.float32)
-  return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def picture(name: str, seed: int, background: int = 250) -> tuple[np.ndarray, np.ndarray]:
-  """A square of about a colour on a grey background, and its mask."""
-  rng = np.random.default_rng(seed)
-  image = np.full((24, 24, 3), background, np.uint8)
-  mask = np.zeros((24, 24), bool)
-  x, y = rng.integers(1, 10, 2)
-  mask[y : y + 12, x : x + 12] = True
-  shade = np.asarray(COLOURS[name]) + rng.integers(-25, 25, (12, 12, 3))
-  image[mask] = np.clip(shade, 0, 255).astype(np.uint8).reshape(-1, 3)
-  return image, mask
-
-
-def png(image: np.ndarray) -> bytes:
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, 'PNG')
-  return file.getvalue()
-
-
-def real_source(each: int = 10, names: Sequence[str] = NAMES[:3]) -> Records:
-  records = []
-  for name in names:
-    for i in range(each):
-      image, mask = picture(name, 100 + i)
-      y, x = (int(v.min()) for v in np.nonzero(mask))
-      thing = {'label': name, 'boxes': [[x, y, x + 12, y + 12]]}
-      truth = {'objects': [thing], 'masks': [encode_mask(mask)]}
-      records.append(Record(f'{name}{i}', png(image), labels=(name,), truth=truth))
-  return Records(records)
-
-
-def image_row(i: int, category: str, failure: str = '') -> ImageRow:
-  return ImageRow(
-    f'g{i}', category, f'p{i}', f'one {category} thing', 'template', 'g', 'g 1', i, {}, failure
-  )
-
-
-def annotation(i: int, image: np.ndarray, mask: np.ndarray | None) -> AnnotationRow:
-  height, width = image.shape[:2]
-  if mask is None:
-    return AnnotationRow(f'g{i}', width, height, failure='empty')
-  return AnnotationRow(
-    f'g{i}', width, height, float(mask.mean()), rle.box_of(mask), rle.encode(mask)
-  )
+from align_jax.synth.rows import AnnotationRow, DecisionRow, ScoreRow, from_json, to_json
+from tests.synth.colours import NAMES, ColourEncoder, annotation, image_row, picture, real_source
 
 
 @pytest.fixture
@@ -287,101 +189,6 @@ def test_quantiles_wait_for_all_images(references):
   found = Decider(config, references, pool).decide(images, annotations, scores, x)
   assert [d.kept for d in found] == [True] * 6 + [False] * 2 + [True]
   assert found[8].notes == ('similarity: threshold of all categories',)
-
-
-def test_quantile_keeps_the_share_and_ties():
-  config = ThresholdConfig('quantile', drop=0.3)
-  cuts = quantile_cuts(config, [i / 10 for i in range(10)] + [None], ['a'] * 11)
-  assert cuts.own == {'a': 0.3} and cuts.of('b') == (0.3, 'threshold of all categories')
-  assert quantile_cuts(config, [0.5] * 10, ['a'] * 10).own == {'a': 0.5}  # drops none
-  assert quantile_cuts(config, [], []) == Cuts(None, falls_back=True)
-
-
-def test_calibration_keeps_its_share_of_held_out_real_images():
-  rng = np.random.default_rng(0)
-  x = unit(rng.standard_normal((230, 6)) + np.repeat(np.eye(6)[:3] * 3, [120, 105, 5], axis=0))
-  category = np.repeat([0, 1, 2], [120, 105, 5])
-  names = [f'c{c}' for c in category]
-  seen = unit(x + 0.5 * rng.standard_normal(x.shape))  # the same in another view
-  for k in (0, 4):
-    found = held_out_similarity(seen, x, category, k)
-    for i in (0, 130, 228):
-      others = (category == category[i]) & (np.arange(230) != i)
-      cosines = np.sort(x[others].astype(np.float64) @ seen[i])
-      assert found[i] == pytest.approx(cosines[-k:].mean(), abs=1e-6)
-    cuts = calibrated_cuts(ThresholdConfig('calibrated', keep=0.9, at_least=8), found, names)
-    assert set(cuts.own) == {'c0', 'c1'} and cuts.of('c2')[0] == cuts.pooled
-    for c, count in ((0, 120), (1, 105)):
-      kept = (found[category == c] >= cuts.own[f'c{c}']).sum()
-      assert kept == count - int(0.1 * count)
-  alone = held_out_similarity(seen[:1], x[:1], category[:1])
-  assert np.isnan(alone).all()
-
-
-def test_references_are_made_once(tmp_path):
-  path = tmp_path / 'r.safetensors'
-  source, encoder = real_source(), ColourEncoder()
-  arguments = (ReferenceConfig(limit=4), NAMES, source, encoder, 'colours', path)
-  first = make_references(*arguments)
-  assert first.counts == {'red': 4, 'green': 4, 'blue': 4, 'pink': 0}
-  reads = source.reads
-  again = make_references(*arguments)
-  assert source.reads == reads and again.key == first.key and again.categories == NAMES
-  np.testing.assert_array_equal(again.embeddings, first.embeddings)
-  data = bytearray(path.read_bytes())
-  data[-3] ^= 1  # of an array: the header is intact
-  path.write_bytes(bytes(data))
-  mended = make_references(*arguments)
-  np.testing.assert_array_equal(mended.texts, first.texts)
-  np.testing.assert_array_equal(mended.embeddings, first.embeddings)
-  path.write_bytes(b'nothing')
-  assert make_references(*arguments).key == first.key
-  other = make_references(ReferenceConfig(limit=5), *arguments[1:])
-  assert other.key != first.key and other.counts['red'] == 5
-  assert [p.name for p in tmp_path.iterdir()] == ['r.safetensors']
-  assert first.neighbour('pink') == 'red'
-
-
-def test_references_leave_out_what_is_no_use(tmp_path):
-  source = real_source(2)
-  image, mask = picture('red', 0)
-  tiny = {'objects': [{'label': 'red', 'boxes': [[0, 0, 3, 3]]}], 'masks': [encode_mask(mask)]}
-  source.records += [
-    Record('broken', b'\x89PNG\r\n\x1a\n', labels=('red',)),
-    Record('tiny', png(image), labels=('red',), truth=tiny),
-    Record('whole', png(image), labels=('pink',)),
-    Record('other', b'', labels=('unheard of',)),
-  ]
-  found = make_references(
-    ReferenceConfig(), NAMES, source, ColourEncoder(), 'c', tmp_path / 'r.safetensors'
-  )
-  assert found.counts == {'red': 2, 'green': 2, 'blue': 2, 'pink': 1}
-  assert found.notes == ('1 images that cannot be read left out', '1 small instances left out')
-  with pytest.raises(UserError, match='no category'):
-    make_references(ReferenceConfig(), [], source, ColourEncoder(), 'c', tmp_path / 'x')
-
-
-def test_instances_of_what_the_engine_wrote():
-  image, mask = picture('red', 0)
-  truth = {'annotation': {'rle': rle.encode(mask), 'box': rle.box_of(mask), 'size': [24, 24]}}
-  ((label, found, box),) = instances(Record('a', png(image), labels=('red',), truth=truth))
-  assert label == 'red' and box == rle.box_of(mask)
-  np.testing.assert_array_equal(found, mask)
-
-
-def test_views():
-  transform = Transform(image_size=16)
-  image, _ = picture('green', 0)
-  mask = np.zeros((24, 24), bool)
-  mask[4:6, 2:22] = True  # long: nothing of it may be cropped away
-  black = show('black', transform, image, mask)
-  assert black.shape == (16, 16, 3) and not black[:5].any() and not black[-5:].any()
-  assert black[7:9].any(axis=(1, 2)).any()
-  blurred = show('blurred', transform, image, mask)
-  assert blurred[0].any()
-  np.testing.assert_array_equal(
-    show('whole', transform, image, mask), show('black', transform, image, mask & False)
-  )
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ from align_jax.parallel.mesh import MeshConfig, make_mesh
 from align_jax.synth.generators.flow import (
   FlowGenerator,
   FlowGeneratorConfig,
-  FlowModel,
-  load_flow,
   make_flow_generator,
 )
+from align_jax.synth.generators.trained import TrainedModel, load_model
 from align_jax.synth.rows import Generator
 from align_jax.synth.sampler import (
   Solver,
@@ -62,7 +61,7 @@ def random_params(config):
 
 
 def make_model(config=CONFIG, **changes):
-  model = FlowModel(config, random_params(config), train_tokenizer(PROMPTS, 300), 8)
+  model = TrainedModel(config, random_params(config), train_tokenizer(PROMPTS, 300), 8)
   return dataclasses.replace(model, **changes)
 
 
@@ -264,9 +263,9 @@ def test_a_training_run_becomes_a_generator(run):
   folder, averages = run
   generator = make_flow_generator(DRAWS, str(folder))
   assert generator.generate(['a red disc'], [7])[0].shape == (32, 32, 3)
-  model = load_flow(str(folder))
+  model = load_model(str(folder), 'flow', DitConfig)
   np.testing.assert_array_equal(model.params['out/bias'], averages['out/bias'])
-  plain = load_flow(str(folder), averaged=False)
+  plain = load_model(str(folder), 'flow', DitConfig, averaged=False)
   assert (plain.params['out/bias'] != averages['out/bias']).any()
   assert make_flow_generator(DRAWS, model).generator_id == generator.generator_id
   with pytest.raises(UserError, match='no checkpoint of step 9'):

@@ -11,13 +11,11 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int, UInt8
 
-from align_jax.config import build
-from align_jax.data.tokenizer import Tokenizer
 from align_jax.errors import require
 from align_jax.models.cvae import Cvae, CvaeConfig, latents_at
 from align_jax.models.flat import Params, Skeleton
 from align_jax.parallel.mesh import BATCH_AXES, MeshConfig, batch_sharding, make_mesh, replicated
-from align_jax.synth.generators.trained import draw_full_batches, load_run
+from align_jax.synth.generators.trained import TrainedModel, draw_full_batches, load_model
 from align_jax.synth.sampler import (
   Draw,
   check_tokenizer,
@@ -54,22 +52,6 @@ class CvaeGeneratorConfig:
     require(bool(self.name), f'{where}.name', 'empty; it begins the id of the generator')
 
 
-@dataclasses.dataclass(frozen=True)
-class CvaeModel:
-  """A trained conditional VAE.
-
-  Attributes:
-    config: of the model.
-    params: its weights by name.
-    tokenizer, length: of its captions, and tokens of each.
-  """
-
-  config: CvaeConfig
-  params: Params
-  tokenizer: Tokenizer
-  length: int
-
-
 class CvaeGenerator:
   """A trained `Cvae` for use; see `synth.rows.Generator`.
 
@@ -80,7 +62,9 @@ class CvaeGenerator:
     generator_id, settings, batch_size: see `Generator`; the batch is of all devices together.
   """
 
-  def __init__(self, model: CvaeModel, config: CvaeGeneratorConfig, where: str = 'generator'):
+  def __init__(
+    self, model: TrainedModel[CvaeConfig], config: CvaeGeneratorConfig, where: str = 'generator'
+  ):
     """Makes it ready.
 
     Args:
@@ -163,7 +147,7 @@ def sample(
 
 
 def make_cvae_generator(
-  config: CvaeGeneratorConfig, model: CvaeModel | str, where: str = 'generator'
+  config: CvaeGeneratorConfig, model: TrainedModel[CvaeConfig] | str, where: str = 'generator'
 ) -> CvaeGenerator:
   """A generator from a trained conditional VAE.
 
@@ -177,28 +161,7 @@ def make_cvae_generator(
   """
   config.check(where)
   if isinstance(model, str):
-    model = load_cvae(model, averaged=config.averaged, step=config.step, where=where)
+    model = load_model(
+      model, 'cvae', CvaeConfig, averaged=config.averaged, step=config.step, where=where
+    )
   return CvaeGenerator(model, config, where)
-
-
-def load_cvae(
-  run: str, *, averaged: bool = True, step: int | None = None, where: str = 'generator'
-) -> CvaeModel:
-  """Reads a training run of `objectives.cvae`.
-
-  Args:
-    run: the run folder.
-    averaged: the moving average of the weights where the run kept one.
-    step: of the checkpoint; None: the newest.
-    where: names the generator in messages.
-
-  Raises:
-    UserError: no such run, a run of another objective, no such checkpoint.
-  """
-  config, params, tokenizer = load_run(run, 'cvae', averaged=averaged, step=step, where=where)
-  return CvaeModel(
-    config=build(CvaeConfig, config.model_fields, f'{run}/config.json: model'),
-    params=params,
-    tokenizer=tokenizer,
-    length=config.data.length,
-  )

@@ -8,13 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from align_jax.config import build
-from align_jax.data.tokenizer import Tokenizer
 from align_jax.errors import require
 from align_jax.models.dit import Dit, DitConfig
-from align_jax.models.flat import Params, Skeleton
+from align_jax.models.flat import Skeleton
 from align_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
-from align_jax.synth.generators.trained import draw_full_batches, load_run
+from align_jax.synth.generators.trained import TrainedModel, draw_full_batches, load_model
 from align_jax.synth.sampler import (
   Method,
   Solver,
@@ -67,22 +65,6 @@ class FlowGeneratorConfig:
     require(bool(self.name), f'{where}.name', 'empty; it begins the id of the generator')
 
 
-@dataclasses.dataclass(frozen=True)
-class FlowModel:
-  """A trained flow.
-
-  Attributes:
-    config: of the model.
-    params: its weights by name.
-    tokenizer, length: of its captions, and tokens of each.
-  """
-
-  config: DitConfig
-  params: Params
-  tokenizer: Tokenizer
-  length: int
-
-
 class FlowGenerator:
   """A trained `Dit` for use; see `synth.rows.Generator`.
 
@@ -93,7 +75,9 @@ class FlowGenerator:
     generator_id, settings, batch_size: see `Generator`; the batch is of all devices together.
   """
 
-  def __init__(self, model: FlowModel, config: FlowGeneratorConfig, where: str = 'generator'):
+  def __init__(
+    self, model: TrainedModel[DitConfig], config: FlowGeneratorConfig, where: str = 'generator'
+  ):
     """Makes it ready.
 
     Args:
@@ -144,7 +128,7 @@ class FlowGenerator:
 
 
 def make_flow_generator(
-  config: FlowGeneratorConfig, model: FlowModel | str, where: str = 'generator'
+  config: FlowGeneratorConfig, model: TrainedModel[DitConfig] | str, where: str = 'generator'
 ) -> FlowGenerator:
   """A generator from a trained flow.
 
@@ -158,28 +142,7 @@ def make_flow_generator(
   """
   config.check(where)
   if isinstance(model, str):
-    model = load_flow(model, averaged=config.averaged, step=config.step, where=where)
+    model = load_model(
+      model, 'flow', DitConfig, averaged=config.averaged, step=config.step, where=where
+    )
   return FlowGenerator(model, config, where)
-
-
-def load_flow(
-  run: str, *, averaged: bool = True, step: int | None = None, where: str = 'generator'
-) -> FlowModel:
-  """Reads a training run of `objectives.flow`.
-
-  Args:
-    run: the run folder.
-    averaged: the moving average of the weights where the run kept one.
-    step: of the checkpoint; None: the newest.
-    where: names the generator in messages.
-
-  Raises:
-    UserError: no such run, a run of another objective, no such checkpoint.
-  """
-  config, params, tokenizer = load_run(run, 'flow', averaged=averaged, step=step, where=where)
-  return FlowModel(
-    config=build(DitConfig, config.model_fields, f'{run}/config.json: model'),
-    params=params,
-    tokenizer=tokenizer,
-    length=config.data.length,
-  )

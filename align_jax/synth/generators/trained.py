@@ -1,33 +1,58 @@
 """What the generators of our own share: their training run, and drawing in full batches."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from align_jax.config import build
 from align_jax.data.tokenizer import Tokenizer, load_tokenizer
 from align_jax.errors import UserError
 from align_jax.models.flat import Params
 from align_jax.storage import open_path
 from align_jax.synth.sampler import seed_words
 from align_jax.train.checkpoints import load_params
-from align_jax.train.config import TrainConfig
 from align_jax.train.run_config import read_run_config
 
+C = TypeVar('C')
 # text tokens and seed words of a full batch -> images, and whether all their numbers were finite
 Draw: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]
 
 
-def load_run(
-  run: str, objective: str, *, averaged: bool, step: int | None, where: str
-) -> tuple[TrainConfig, Params, Tokenizer]:
-  """Reads a training run of a generator: its config, weights and tokenizer.
+@dataclasses.dataclass(frozen=True)
+class TrainedModel(Generic[C]):
+  """A trained generator.
+
+  Attributes:
+    config: of the model.
+    params: its weights by name.
+    tokenizer, length: of its captions, and tokens of each.
+  """
+
+  config: C
+  params: Params
+  tokenizer: Tokenizer
+  length: int
+
+
+def load_model(
+  run: str,
+  objective: str,
+  kind: type[C],
+  *,
+  averaged: bool = True,
+  step: int | None = None,
+  where: str = 'generator',
+) -> TrainedModel[C]:
+  """Reads a training run of a generator.
 
   Args:
     run: the run folder.
     objective: the name that its config must have.
+    kind: dataclass of the model's config.
     averaged: the moving average of the weights where the run kept one.
     step: of the checkpoint; None: the newest.
     where: names the generator in messages.
@@ -40,8 +65,12 @@ def load_run(
   name = config.objective.get('name')
   if name != objective:
     raise UserError(f'{where}: {run} is a run of {name!r}; name one of configs/{objective}.py')
-  params = load_params(folder, averaged=averaged, step=step)
-  return config, params, load_tokenizer(folder / 'tokenizer')
+  return TrainedModel(
+    config=build(kind, config.model_fields, f'{run}/config.json: model'),
+    params=load_params(folder, averaged=averaged, step=step),
+    tokenizer=load_tokenizer(folder / 'tokenizer'),
+    length=config.data.length,
+  )
 
 
 def draw_full_batches(

@@ -13,9 +13,9 @@ from align_jax.objectives import make_objective
 from align_jax.synth.generators.cvae import (
   CvaeGenerator,
   CvaeGeneratorConfig,
-  CvaeModel,
   make_cvae_generator,
 )
+from align_jax.synth.generators.trained import TrainedModel
 from align_jax.synth.rows import Generator
 from align_jax.train.checkpoints import load_params
 from align_jax.train.loop import train
@@ -59,7 +59,7 @@ def params(skeleton):
 @pytest.fixture(scope='module')
 def make(params, tokenizer):
   def made(changes=None, **settings):
-    model = CvaeModel(CONFIG, {**params, **(changes or {})}, tokenizer, 8)
+    model = TrainedModel(CONFIG, {**params, **(changes or {})}, tokenizer, 8)
     return CvaeGenerator(model, CvaeGeneratorConfig(**settings))
 
   return made
@@ -137,7 +137,7 @@ def test_bad_settings_are_named(make, changes, named):
 
 
 def test_a_foreign_tokenizer_is_refused(params, tokenizer):
-  model = CvaeModel(CONFIG, params, tokenizer, 8)
+  model = TrainedModel(CONFIG, params, tokenizer, 8)
   for changes, named in (({'pad_id': 7}, 'pads with 7'), ({'vocab_size': 999}, '999 tokens')):
     foreign = dataclasses.replace(tokenizer, **changes)
     with pytest.raises(UserError, match=named):
