@@ -90,6 +90,7 @@ class AnnotationRow:
     box: x, y, width, height of the mask, pixels; zeros for an empty mask.
     rle: the mask in COCO's compressed run lengths (`counts` of pycocotools, as text).
     failure: why there is no usable mask (`empty`, `whole_image`, …); '' if there is one.
+    phash: 64-bit perceptual hash of the image, 16 hexadecimal digits.
   """
 
   id: str
@@ -99,6 +100,7 @@ class AnnotationRow:
   box: tuple[int, int, int, int] = (0, 0, 0, 0)
   rle: str = ''
   failure: str = ''
+  phash: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

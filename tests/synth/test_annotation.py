@@ -11,6 +11,7 @@ from align_jax.synth.annotation.annotate import AnnotationConfig, annotate_part,
 from align_jax.synth.annotation.grabcut import grabcut_mask
 from align_jax.synth.annotation.matte import background_distance, matte_mask
 from align_jax.synth.annotation.sam import corner_points
+from align_jax.synth.hashes import perceptual_hash
 
 DISC = np.hypot(*np.mgrid[-20:44, -24:40]) < 14  # 64 x 64, off the middle
 
@@ -215,6 +216,7 @@ def test_rows_say_what_is_wrong():
   assert whole.failure == 'whole_image' and whole.area > 0.1 and not whole.rle
   (none,) = annotate_part(AnnotationConfig(method='none'), ['a'], images[:1])
   assert none.failure == 'none'
+  assert none.phash == good.phash == whole.phash == perceptual_hash(images[0]) != blank.phash
 
 
 def test_parts_and_holes_are_a_choice():

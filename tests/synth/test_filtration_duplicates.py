@@ -10,7 +10,7 @@ from PIL import Image
 from align_jax.errors import UserError
 from align_jax.synth.filtration import duplicates as lib
 from align_jax.synth.filtration.duplicates import DuplicateConfig, DuplicateIndex, is_alike
-from align_jax.synth.filtration.hashes import hamming, perceptual_hash, to_bits
+from align_jax.synth.hashes import hamming, perceptual_hash, to_bits
 
 
 def pool(count: int = 240, seed: int = 0) -> tuple[list[str], list[str], list[str], np.ndarray]:

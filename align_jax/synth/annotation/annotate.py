@@ -1,4 +1,4 @@
-"""Stage 4: where the object of each image is."""
+"""Stage 4: where the object of each image is, and the hash of the image."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from align_jax.synth.annotation.matte import matte_mask
 from align_jax.synth.annotation.regions import fill_holes, largest_part
 from align_jax.synth.annotation.rle import box_of, encode
 from align_jax.synth.annotation.sam import load_sam
+from align_jax.synth.hashes import perceptual_hash
 from align_jax.synth.rows import AnnotationRow
 
 EMPTY, WHOLE = 'empty', 'whole_image'
@@ -107,10 +108,11 @@ def annotate_part(
   images: Sequence[UInt8[np.ndarray, '_ _ 3']],
   seen: Callable[[int], None] = lambda count: None,
 ) -> list[AnnotationRow]:
-  """Annotates the images of a part, in order; `seen` is told of so many more."""
+  """Annotates and hashes the images of a part, in order; `seen` is told of so many more."""
   masker = make_masker(config)
   rows = []
   for id_, image in zip(ids, images, strict=True):
-    rows.append(annotate(config, masker, id_, image))
+    row = annotate(config, masker, id_, image)
+    rows.append(dataclasses.replace(row, phash=perceptual_hash(image)))
     seen(1)
   return rows

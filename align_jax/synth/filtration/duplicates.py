@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
 from align_jax.errors import UserError, require
-from align_jax.synth.filtration.hashes import BITS, hamming, to_bits
+from align_jax.synth.hashes import BITS, hamming, to_bits
 
 _ROWS, _COLUMNS = 512, 8192  # images of a block, and kept ones that they are compared with
 # Products of float32 vectors differ in their last digits with the size of the block; a cosine so

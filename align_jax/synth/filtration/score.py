@@ -10,7 +10,6 @@ from jaxtyping import Float
 from align_jax.errors import UserError
 from align_jax.synth.annotation import rle
 from align_jax.synth.filtration.config import FiltrationConfig
-from align_jax.synth.filtration.hashes import perceptual_hash
 from align_jax.synth.filtration.references import References
 from align_jax.synth.filtration.similarity import (
   finite_rows,
@@ -19,6 +18,7 @@ from align_jax.synth.filtration.similarity import (
   row_cosines,
 )
 from align_jax.synth.filtration.views import show
+from align_jax.synth.hashes import perceptual_hash
 from align_jax.synth.rows import AnnotationRow, Embedder, ImageRow, ScoreRow
 
 NOT_FINITE = 'not_finite'  # what a row's `similarity_to` says where there is no embedding
@@ -123,7 +123,7 @@ def _look(
   return view, {
     'area': area,
     'spread': round(float(spread), 4),
-    'phash': perceptual_hash(picture),
+    'phash': row.phash if row is not None and row.phash else perceptual_hash(picture),
   }
 
 
