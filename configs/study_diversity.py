@@ -4,7 +4,7 @@
   (python -m align_jax.study --config=configs/study_diversity.py --workdir=runs/study_diversity)
 
 A long-tailed real set: 1,500 pictures of 60 things, half of them with fewer than ten. Five sets of
-generated pictures, each with one kind of diversity more than the one before, as many pictures of
+generated pictures, each with one kind of diversity more than the one before, 1,200 pictures of
 each: by naive mix and through GMAIL's tracks. Then one, two and four times as many of the plainest
 and of the most diverse. Three seeds, 19 arms; about two hours on 2 CPU cores.
 """
@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from configs import clip, demo, synth_emoji
 
-REAL = 1500  # real pictures, and generated ones at 1×
+REAL = 1500  # real pictures
+GENERATED = 1200  # pictures of a set at 1×
 PICTURES = 'emoji:scenes?size=32&max_objects=1&captions=short&concepts=60'
 SETS = {
   'plain': 'one template, one generator',
@@ -99,8 +100,9 @@ def made(name: str) -> ConfigDict:
   if level < 4:
     config.annotation.method = 'none'
     config.filtration = unfiltered()
-  # what filtration drops has to be drawn as well
-  config.images.count = {'plain': 4 * REAL, 'all': 8 * REAL}.get(name, REAL)
+  # of every category as many in every set, however large; what filtration drops is drawn as well
+  config.images.allocation = 'equal'
+  config.images.count = {'plain': 4, 'all': 10}.get(name, 1) * GENERATED
   config.images.part_size = 500
   return config
 
@@ -152,7 +154,7 @@ def _arm(kind: str, name: str, times: int, stages: tuple, readings: tuple[str, .
     'name': f'{kind}_{name}' + (f'_{times}x' if times > 1 else ''),
     'title': f'{way}: {SETS[name]}' + (f', {times}×' if times > 1 else ''),
     'stages': stages,
-    'generated': times * REAL,
+    'generated': times * GENERATED,
     'group': '' if times == 1 else 'Twice and four times as many generated images',
     **({'readings': readings} if readings else {}),
   }

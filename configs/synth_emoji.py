@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
       'kind': 'flow',
       'weight': 2.0,
       'model': trained(generator()),
-      'settings': {'steps': 20, 'guidance': 2.0, 'method': 'euler', 'batch_size': 64},
+      'settings': {'steps': 10, 'guidance': 2.0, 'method': 'euler', 'batch_size': 64},
     },
     {
       'name': 'cvae',

@@ -5,6 +5,7 @@ study that was stopped goes on where it was, and a config with one more arm cost
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,23 @@ def _make_generated(
   for name in config.sets:
     made = set_config(config, specs, workdir, name)
     with clock.piece(f'set {name}', made.images.count * clock_lib.GENERATED_IMAGE):
-      synthesize(made, set_folder(workdir, name))
+      run = synthesize(made, set_folder(workdir, name))
+    check_size(config, name, run.kept())
+
+
+def check_size(config: StudyConfig, name: str, kept: int) -> None:
+  """Refuses a set that is too small: arms would be compared on unlike numbers of images.
+
+  Raises:
+    UserError: an arm is to see more images than were kept.
+  """
+  for arm in config.arms:
+    if arm.generated > kept and f'{{set:{name}}}' in json.dumps(arm.stages, default=dict):
+      raise UserError(
+        f'config.arms ({arm.name}): {arm.generated:,} generated images, but the set {name} keeps '
+        f'{kept:,} of {config.sets[name]["images"]["count"]:,}; raise config.sets.{name}.images.'
+        'count, or lower generated'
+      )
 
 
 def set_config(config: StudyConfig, specs: Specs, workdir: Path, name: str) -> SynthConfig:

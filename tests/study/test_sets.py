@@ -75,6 +75,9 @@ def test_sets_are_made_once_and_arms_learn_from_them(values, tmp_path):
   before = (tmp_path / 'sets' / 'plain' / 'shards' / 'manifest.json').stat().st_mtime_ns
   run_study(config, tmp_path)
   assert (tmp_path / 'sets' / 'plain' / 'shards' / 'manifest.json').stat().st_mtime_ns == before
+  more = {**values, 'arms': [values['arms'][0], {**values['arms'][1], 'generated': 19}]}
+  with pytest.raises(UserError, match=r'\(mix\): 19 generated images, .* plain keeps 18 of 18'):
+    run_study(build(StudyConfig, more), tmp_path)
 
 
 @pytest.mark.parametrize(
