@@ -107,9 +107,11 @@ def filtration() -> ConfigDict:
       },
       'nearest': 10,
       'similarity': {'kind': 'calibrated', 'keep': 0.9, 'at_least': 8},
-      'text': {'kind': 'none'},
+      # of extra categories there are no real images: there the text decides
+      'text': {'kind': 'calibrated', 'keep': 0.9, 'at_least': 8},
       'text_of': 'category',
-      'fallback': 'neighbour',
+      'text_for': 'fallback',
+      'fallback': 'text',
       'masks': 'drop',
       'min_area': 0.01,
       'max_area': 0.9,

@@ -194,7 +194,9 @@ def _judge(
   elif kind != 'real':
     notes.append(f'no real image of {image.category}: {score.similarity_to}')
   if score.similarity is not None:
-    least, note = thresholds.similarity.of(neighbour or image.category)
+    # quantiles are of what was drawn, other thresholds of the real images compared with
+    own = config.similarity.kind == 'quantile'
+    least, note = thresholds.similarity.of(image.category if own else neighbour or image.category)
     limit('similarity', score.similarity, least)
     notes += [f'similarity: {note}'] if note else []
   if score.text is not None and (config.text_for == 'all' or kind == 'text'):
