@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 
 from align_jax.errors import UserError
@@ -22,7 +23,7 @@ def write_file(path: str | AnyPath, text: str) -> None:
     write_object(path, text.encode())
     return
   folder = os.path.dirname(path)
-  temporary = os.path.join(folder, f'.{os.path.basename(path)}{TEMPORARY}{os.getpid()}')
+  temporary = aside(path)
   try:
     with disk_errors(folder):
       os.makedirs(folder or '.', exist_ok=True)
@@ -35,6 +36,16 @@ def write_file(path: str | AnyPath, text: str) -> None:
     with contextlib.suppress(OSError):
       os.remove(temporary)
     raise
+
+
+def aside(path: str) -> str:
+  """Returns where to write a file before it is renamed to `path`.
+
+  No other writer has the same name: processes of several machines, which share a disk, may share a
+  process id as well.
+  """
+  folder, name = os.path.split(path)
+  return os.path.join(folder, f'.{name}{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}')
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from align_jax.errors import UserError
 
 AnyPath: TypeAlias = Path | epath.Path
 SCHEME = 'gs://'
-TEMPORARY = '.tmp-'  # in the name of a file that is not whole yet; its writer's process id follows
+TEMPORARY = '.tmp-'  # in the name of a file that is not whole yet; its writer's name follows
 SHA256 = 'sha256'  # of an object, in its metadata, where we wrote it
 
 _CHUNK = 32 << 20  # bytes asked for at once, so that a cut connection costs no more than that

@@ -45,7 +45,8 @@ def main() -> None:
   run = synthesize(config, absolute(workdir), stage=_STAGE.value, redo=_REDO.value, work=work)
   if jax.process_index():
     return
-  write_summary(run, sys.orig_argv)
+  if run.stage('generate').count_done():  # before that there is nothing to see
+    write_summary(run, sys.orig_argv)
   for line in summary_lines(run):
     print(line)
 

@@ -26,7 +26,7 @@ from align_jax import storage
 from align_jax.cache import cache_folder
 from align_jax.data.record import SCHEMA, Record, encode
 from align_jax.errors import UserError
-from align_jax.files import TEMPORARY, disk_errors, sync, write_file
+from align_jax.files import TEMPORARY, aside, disk_errors, sync, write_file
 
 SUFFIX = '.arrayrecord'
 INDEX_SUFFIX = '.ids.jsonl'
@@ -137,9 +137,8 @@ class ShardWriter:
     self._folder = _writing_folder(directory)
     self.file = shard_name(index, count)
     self._path = os.path.join(directory, self.file)
-    hidden = os.path.join(self._folder, f'.{self.file}')
-    self._data = f'{hidden}{TEMPORARY}{os.getpid()}'
-    self._ids = f'{hidden}{INDEX_SUFFIX}{TEMPORARY}{os.getpid()}'
+    self._data = aside(os.path.join(self._folder, self.file))
+    self._ids = aside(os.path.join(self._folder, f'{self.file}{INDEX_SUFFIX}'))
     self._count = 0
     self._open = False
 

@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import json
 import multiprocessing
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,12 +22,13 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from align_jax.config import build
 from align_jax.data.shards import Shard
 from align_jax.data.work import LOCAL, Progress, WorkConfig, run_tasks
 from align_jax.errors import UserError, did_you_mean
 from align_jax.synth import pack
 from align_jax.synth.config import SynthConfig
-from align_jax.synth.run import SHARDS, STAGES, Run
+from align_jax.synth.run import SHARDS, STAGES, Run, plain
 from align_jax.synth.stage import remove_stage, remove_temporaries
 
 _POLL = 0.5  # seconds between two looks at what another process writes
@@ -69,8 +71,8 @@ def synthesize(
     stage_of = run.stage(name)
     if jax.process_count() == 1:  # of several, one would remove what another is writing
       remove_temporaries(stage_of)
-  run.train()
   wanted = (stage,) if stage else STAGES
+  run.train(wanted)
   for name in ('categories', 'prompts'):
     if name in wanted:
       _require(run, STAGES[: STAGES.index(name)])
@@ -226,7 +228,7 @@ def _result(future: concurrent.futures.Future[None]) -> None:
 
 def annotate_task(config: SynthConfig, workdir: str, part: int) -> Generator[int, None, None]:
   """Annotates one part; for `run_tasks`."""
-  run = Run(config, Path(workdir))
+  run = _run_here(config, workdir)
   counts: list[int] = []
   run.make('annotate', part, counts.append)
   yield sum(counts)
@@ -234,7 +236,7 @@ def annotate_task(config: SynthConfig, workdir: str, part: int) -> Generator[int
 
 def pack_task(config: SynthConfig, workdir: str, part: int) -> Generator[int, None, dict[str, Any]]:
   """Writes the shard of one part; for `run_tasks`."""
-  run = Run(config, Path(workdir))
+  run = _run_here(config, workdir)
   entry = run.pack(part)
   yield run.part_size(part)
   return dataclasses.asdict(entry)
@@ -245,7 +247,17 @@ TASKS = {'annotate': annotate_task, SHARDS: pack_task}
 
 
 def _annotate(config: SynthConfig, workdir: str, part: int) -> None:
-  Run(config, Path(workdir)).make('annotate', part)
+  _run_here(config, workdir).make('annotate', part)
+
+
+def _run_here(config: SynthConfig, workdir: str) -> Run:
+  return _open_run(json.dumps(plain(config), sort_keys=True), workdir)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_run(config: str, workdir: str) -> Run:
+  """The run of a worker process, opened once: it keeps what every part needs."""
+  return Run(build(SynthConfig, json.loads(config)), Path(workdir))
 
 
 def _bar(run: Run, name: str, parts: Sequence[int], progress: bool) -> tqdm:

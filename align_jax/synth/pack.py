@@ -18,12 +18,13 @@ def open_shards(directory: str, spec: str, parts: int, images: int, licence: str
     UserError: it holds the shards of something else.
   """
   manifest = shards_lib.load_manifest(directory)
-  if manifest is not None and manifest.spec != spec:
+  if manifest is not None and manifest.spec != spec and manifest.shards:
     raise UserError(
       f'{directory}: holds the shards of {manifest.spec}; --redo=shards makes them anew'
     )
   if manifest is None:
     shards_lib.check_target(directory, None, spec)
+  if manifest is None or manifest.spec != spec:
     manifest = shards_lib.Manifest(
       spec=spec,
       licence=licence,

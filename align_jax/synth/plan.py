@@ -105,7 +105,11 @@ def make_plan(
   drawn = collections.defaultdict(list)
   for prompt in prompts:
     drawn[prompt.category].append(prompt)
-  counts = allocate(config, categories, real_counts)
+  room = None
+  if all(share.prompts is not None for share in shares):
+    given = [prompt.category for share in shares for prompt in share.prompts or ()]
+    room = collections.Counter(given)
+  counts = allocate(config, categories, real_counts, room)
   lanes: list[list[Request]] = []
   for category in categories:
     if counts[category.name]:
@@ -118,36 +122,56 @@ def make_plan(
 
 
 def allocate(
-  config: ImageConfig, categories: Sequence[Category], real_counts: Mapping[str, int]
+  config: ImageConfig,
+  categories: Sequence[Category],
+  real_counts: Mapping[str, int],
+  room: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-  """Returns how many images each category gets; they sum to `config.count`."""
+  """Returns how many images each category gets; they sum to `config.count`.
+
+  Args:
+    config, categories, real_counts: see `make_plan`.
+    room: how many images there are of each, where none are drawn; None: any number.
+
+  Raises:
+    UserError: more images than there is room for.
+  """
   own = [c.name for c in categories if not c.extra]
   extra = [c.name for c in categories if c.extra]
-  extra_count = round(config.count * config.extra_share) if extra and own else 0
-  if extra and not own:
-    extra_count = config.count
-  own_count = config.count - extra_count
-  counts = dict.fromkeys((c.name for c in categories), 0)
-  if own:
-    have = [real_counts.get(name, 0) if config.allocation == 'rare' else 0 for name in own]
-    counts |= dict(zip(own, _fill(have, own_count), strict=True))
-  if extra:
-    counts |= dict(zip(extra, _fill([0] * len(extra), extra_count), strict=True))
-  return counts
+  spaces = {c.name: config.count if room is None else room.get(c.name, 0) for c in categories}
+  if config.count > sum(spaces.values()):
+    raise UserError(
+      f'config.images.count: {config.count} images asked for, but no generator draws and those '
+      f'with images of their own have {sum(spaces.values())} of these categories; lower it'
+    )
+  wanted = round(config.count * config.extra_share) if own else config.count
+  extra_count = min(wanted, sum(spaces[name] for name in extra))
+  own_count = min(config.count - extra_count, sum(spaces[name] for name in own))
+  have = [real_counts.get(name, 0) if config.allocation == 'rare' else 0 for name in own]
+  counts = dict(zip(own, _fill(have, [spaces[n] for n in own], own_count), strict=True))
+  rest = _fill([0] * len(extra), [spaces[n] for n in extra], config.count - own_count)
+  return counts | dict(zip(extra, rest, strict=True))
 
 
-def _fill(have: Sequence[int], total: int) -> list[int]:
-  """Pours `total` onto levels so that the lowest rise first (water filling), in whole numbers."""
-  low, high = 0, max(have) + total
+def _fill(have: Sequence[int], room: Sequence[int], total: int) -> list[int]:
+  """Pours `total` onto levels so that the lowest rise first (water filling), in whole numbers.
+
+  None rises by more than its `room`; together they have enough of it.
+  """
+
+  def poured(level: int) -> list[int]:
+    return [min(r, max(0, level - h)) for h, r in zip(have, room, strict=True)]
+
+  low, high = 0, max(have, default=0) + total
   while low < high:  # the highest level that `total` reaches everywhere below it
     middle = (low + high + 1) // 2
-    if sum(max(0, middle - h) for h in have) <= total:
+    if sum(poured(middle)) <= total:
       low = middle
     else:
       high = middle - 1
-  out = [max(0, low - h) for h in have]
-  rest = total - sum(out)
-  for i in [i for i, h in enumerate(have) if h <= low][:rest]:
+  out = poured(low)
+  more = [i for i, (now, then) in enumerate(zip(out, poured(low + 1), strict=True)) if then > now]
+  for i in more[: total - sum(out)]:
     out[i] += 1
   return out
 
@@ -164,11 +188,6 @@ def _lane(
   free = [share for share in shares if share.prompts is None]
   if free and not prompts and sum(map(len, own.values())) < count:
     raise UserError(f'category {category!r}: no prompts; give it some, or leave it out')
-  if not free and sum(map(len, own.values())) < count:
-    raise UserError(
-      f'category {category!r}: {count} images asked for, but no generator draws and those with '
-      f'images of their own have {sum(map(len, own.values()))}; lower config.images.count'
-    )
   given = dict.fromkeys((share.name for share in shares), 0)
   # who comes first differs by category: else of few images each, all were of the same generator
   luck = {s.name: _unit(f'{seed}\0{category}\0{s.name}') for s in shares}

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +126,23 @@ class Run:
       'filter': {'filtration': config.filtration},
       SHARDS: {'partners': config.partners, 'licence': config.licence},
     }
-    return {name: plain(value) for name, value in settings[name].items()}
+    return {name: _lasting(plain(value)) for name, value in settings[name].items()}
 
   # what the stages are made with
 
-  def train(self) -> None:
-    """Trains the models that the config trains; all processes do it together.
+  def train(self, stages: Sequence[str] = STAGES) -> None:
+    """Trains the models that stages need; all processes do it together.
 
     Several processes also load them together: which checkpoint is the newest whole one, they agree
     on. A process alone loads what a stage needs when it needs it.
+
+    Args:
+      stages: names; the page needs the embedder after any of them.
     """
-    _ = self.embedder_spec, self._runs
+    draws = 'generate' in stages
+    _ = self.embedder_spec, draws and self._runs
     if jax.process_count() > 1:
-      _ = self.embedder, self.generators
+      _ = self.embedder, draws and self.generators
 
   @functools.cached_property
   def real(self) -> Source | None:
@@ -227,7 +231,7 @@ class Run:
       [category.name for category in self.categories],
       self.real,
       self.embedder,
-      self.embedder_spec,
+      self._real_id,
       self.workdir / 'references.safetensors',
     )
 
@@ -244,6 +248,11 @@ class Run:
     """Id and labels of every real image; reads all records, once."""
     records = () if self.real is None else (self.real[i] for i in range(len(self.real)))
     return [(record.id, tuple(record.labels)) for record in records]
+
+  @functools.cached_property
+  def _real_id(self) -> str:
+    text = json.dumps(self.real_labels)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
   @functools.cached_property
   def partners(self) -> dict[str, list[str]]:
@@ -379,6 +388,23 @@ class Run:
   def notes(self, name: str) -> dict[str, Any]:
     """What should be known of how categories or prompts came."""
     return json.loads((self.stage(name).folder / NOTES).read_text(encoding='utf-8'))
+
+
+# settings that decide how rows are made and never what they are: they may change at any time
+_PASSING = frozenset(
+  {
+    *('batch_size', 'device', 'mesh', 'scan'),  # of generators and annotation
+    *('parallel', 'max_total_tokens', 'max_cost', 'price_asked', 'price_answered'),  # of llm
+    *('timeout', 'retries', 'backoff', 'url_variable', 'key_variable'),  # of llm.endpoint
+  }
+)
+
+
+def _lasting(value: Any) -> Any:
+  """Leaves passing settings out; those of training configs all last."""
+  if isinstance(value, dict):
+    return {k: v if k == 'train' else _lasting(v) for k, v in value.items() if k not in _PASSING}
+  return [_lasting(item) for item in value] if isinstance(value, list) else value
 
 
 def plain(value: Any) -> Any:

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 from align_jax.data.record import Record, decode, encode
 from align_jax.data.shards import checksum, versions
 from align_jax.errors import UserError
-from align_jax.files import TEMPORARY, disk_errors, sync, write_file
+from align_jax.files import TEMPORARY, aside, disk_errors, sync, write_file
 from align_jax.synth.rows import from_json, to_json
 
 T = TypeVar('T')
@@ -96,7 +96,7 @@ class Stage:
       UserError: a full or read-only disk; what the part was before stays.
     """
     lines = [json.dumps(to_json(row), ensure_ascii=False) + '\n' for row in rows]
-    hidden = self.folder / f'.part-{part:05d}{TEMPORARY}{os.getpid()}'
+    hidden = aside(str(self.folder / f'part-{part:05d}'))
     wanted = [_ROWS]
     try:
       with disk_errors(str(self.folder)):
@@ -136,8 +136,11 @@ class Stage:
     """
     path = self.path(part, _ROWS)
     try:
-      lines = path.read_text(encoding='utf-8').splitlines()
-      return [from_json(cls, json.loads(line), f'{path}:{i}') for i, line in enumerate(lines, 1)]
+      # not splitlines: texts may hold other ends of lines, U+2028 for one
+      lines = path.read_text(encoding='utf-8').removesuffix('\n').split('\n')
+      return [
+        from_json(cls, json.loads(line), f'{path}:{i}') for i, line in enumerate(lines, 1) if line
+      ]
     except (OSError, ValueError) as error:
       raise UserError(f'{path}: {error}; delete {self.folder} and run it again') from error
 
@@ -209,13 +212,13 @@ def open_stage(
     parts: how many there are.
 
   Raises:
-    UserError: the folder holds the stage made with other settings; it names them and the mend.
+    UserError: the folder holds parts made with other settings; it names them and the mend.
   """
   stage = Stage(workdir / name, stage_key(name, {**settings, 'parts': parts}, before), parts)
   path = stage.folder / STAGE
   found = _read_stage(path)
   plain = json.loads(json.dumps(settings, default=dict))
-  if found is None:
+  if found is None or (found['key'] != stage.key and not _has_parts(stage.folder)):
     values = {
       'format': _FORMAT,
       'schema': _SCHEMA,
@@ -239,6 +242,11 @@ def open_stage(
       'all that follow, or choose another --workdir'
     )
   return stage
+
+
+def _has_parts(folder: Path) -> bool:
+  """Whether anything was made there: parts, or shards."""
+  return any(folder.glob('part-*.json')) or any(folder.glob('shard-*.arrayrecord'))
 
 
 def remove_stage(workdir: Path, name: str) -> None:

@@ -55,7 +55,16 @@ def summary_lines(run: Run) -> list[str]:
   else:
     done = [name for name in STAGES[:-1] if run.stage(name).is_complete()]
     lines.append(f'{run.workdir}: done so far: {", ".join(done) or "nothing"}')
-  lines.append(f'report: {run.workdir / REPORT}')
+  if run.stage('score').count_done():
+    lines += [f'note: {note}' for note in run.references.notes]
+    without = [name for name, count in run.references.counts.items() if not count]
+    if run.real is not None and without:
+      lines.append(
+        f'note: no real image of {len(without)} categories ({", ".join(without[:3])}…): kept or '
+        f'dropped as config.filtration.fallback={run.config.filtration.fallback} says'
+      )
+  if (run.workdir / REPORT).is_file():
+    lines.append(f'report: {run.workdir / REPORT}')
   return lines
 
 

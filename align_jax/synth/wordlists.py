@@ -131,7 +131,7 @@ def _file(path: Path) -> list[Word]:
 
 def _lines(path: Path, wanted: str) -> list[str]:
   try:
-    return path.read_text(encoding='utf-8').splitlines()
+    return path.read_text(encoding='utf-8-sig').splitlines()
   except FileNotFoundError:
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UserError(

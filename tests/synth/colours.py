@@ -26,9 +26,10 @@ class ColourEncoder:
   """Embeds an image as its mean colour, a text as the colour that it names."""
 
   transform = Transform(image_size=8)
+  bias = 1  # of all colours
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
-    return unit(images.reshape(len(images), -1, 3).mean(axis=1) + 1)
+    return unit(images.reshape(len(images), -1, 3).mean(axis=1) + self.bias)
 
   def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
     found = [next((COLOURS[n] for n in NAMES if n in text), (1, 1, 1)) for text in texts]

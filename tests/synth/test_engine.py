@@ -224,6 +224,9 @@ def test_other_settings_are_refused_until_redone(world, done, tmp_path):
   with pytest.raises(UserError, match=r'filtration.min_spread: 2.0, now 30.0.*--redo=filter'):
     run(other, tmp_path)
   assert files(tmp_path) == files(done)
+  again = copy.deepcopy(values)
+  again['generators'][0]['settings']['batch_size'] = 5  # decides nothing that is made
+  run(again, tmp_path)
   made = run(other, tmp_path, redo='filter')
   reasons = [r.reasons[0] for r in made.stage('filter').all_rows(DecisionRow) if not r.kept]
   assert any(reason.startswith('blank') for reason in reasons)
@@ -302,6 +305,10 @@ def test_the_command_runs_and_says_what_is_wrong(world, tmp_path):
       [*command, *flags], capture_output=True, text=True, env=environment, check=False
     )
 
+  for stage in ('categories', 'prompts'):
+    alone = call(f'--workdir={tmp_path}/run', f'--stage={stage}')
+    assert alone.returncode == 0, alone.stderr
+    assert f'done so far: categories{", prompts" if stage == "prompts" else ""}' in alone.stdout
   good = call(f'--workdir={tmp_path}/run', '--workers=1')
   assert good.returncode == 0, good.stderr
   assert 'of 40 images kept' in good.stdout and 'images/s' in good.stderr

@@ -191,6 +191,20 @@ def test_quantiles_wait_for_all_images(references):
   assert found[8].notes == ('similarity: threshold of all categories',)
 
 
+def test_quantiles_are_of_the_images_own_category(references):
+  config = FiltrationConfig(
+    similarity=ThresholdConfig('quantile', drop=0.25, at_least=4),
+    fallback='neighbour',
+    duplicates=DuplicateConfig('none'),
+  )
+  # pink ones, compared with red ones, are less like those than red ones are
+  what = [('red', 'red')] * 8 + [('pink', 'pink')] * 8
+  images, annotations, scores, x = made(config, references, what)
+  pool = list(zip(images, scores, strict=True))
+  found = Decider(config, references, pool).decide(images, annotations, scores, x)
+  assert sum(d.kept for d in found[:8]) == sum(d.kept for d in found[8:]) == 6
+
+
 @pytest.mark.parametrize(
   ('values', 'field'),
   [

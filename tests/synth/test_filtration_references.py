@@ -73,6 +73,12 @@ def test_references_are_made_once(tmp_path):
   assert make_references(*arguments).key == first.key
   other = make_references(ReferenceConfig(limit=5), *arguments[1:])
   assert other.key != first.key and other.counts['red'] == 5
+  more = make_references(*arguments[:4], 'more records', path)
+  assert more.key != first.key
+  encoder.bias = 40  # the same encoder after more training: its texts are as they were
+  trained = make_references(*arguments)
+  assert np.array_equal(trained.texts, first.texts)
+  assert not np.array_equal(trained.embeddings, first.embeddings)
   assert [p.name for p in tmp_path.iterdir()] == ['r.safetensors']
   assert first.neighbour('pink') == 'red'
 

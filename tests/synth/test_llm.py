@@ -136,6 +136,15 @@ def test_one_that_repeats_itself_is_not_asked_for_ever(tmp_path, monkeypatch):
       asker(tmp_path, shortfall='error').prompts(CAT, 9, 0)
 
 
+def test_half_a_surrogate_pair_is_garbage_and_kept_as_such(tmp_path, monkeypatch):
+  half = '["a red cat", "a cat \ud83d"]'
+  with serve(monkeypatch, half) as server:
+    for _ in range(2):
+      prompts, _ = asker(tmp_path, rounds=1).prompts(CAT, 1, 0)
+      assert prompts == ['a red cat']
+    assert len(server.requests) == 1
+
+
 def test_a_busy_server_is_waited_for_as_it_asks(tmp_path, monkeypatch):
   with serve(monkeypatch, 429, 500, GOOD):
     ask = asker(tmp_path)

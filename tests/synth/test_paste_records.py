@@ -233,6 +233,8 @@ def test_a_source_is_the_same_in_any_order(bank, pictures):
   assert other[0].image != source[0].image and other.spec != source.spec
   with pytest.raises(IndexError):
     source[12]
+  pictures.licence, bank.source.licence = 'CC0', 'CC BY 4.0'
+  assert PasteSource(pictures, CopyPaste(bank), seed=7).licence == 'CC0 and CC BY 4.0'
   for changes in ({'seed': -1}, {'seed': 0, 'times': 0}):
     with pytest.raises(UserError, match='paste: '):
       PasteSource(pictures, paste, **changes)

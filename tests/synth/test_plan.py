@@ -84,10 +84,24 @@ def test_images_that_are_there_are_given_once():
   assert all(r.generator == 'flow' for r in plan if r.prompt.category == 'dog')
 
 
+def test_all_that_is_there_can_be_used_however_uneven():
+  there = tuple([*prompts('cat', 30, 'folder'), *prompts('dog', 4, 'folder')])
+  shares = [Share('folder', 1.0, there)]
+  for count, cats in ((34, 30), (20, 16), (6, 3)):
+    config = ImageConfig(count=count, extra_share=0.0)
+    plan = everything(make_plan(config, CATS[:2], [], shares, {}))
+    assert len(plan) == count and len({r.prompt.id for r in plan}) == count
+    assert sum(r.prompt.category == 'cat' for r in plan) == cats
+  both = Category('fox', extra=True)
+  room = {'cat': 30, 'dog': 4, 'fox': 5}
+  counts = allocate(ImageConfig(count=39, extra_share=0.5), [*CATS[:2], both], {}, room)
+  assert counts == room
+
+
 def test_what_cannot_be_drawn_is_said():
   with pytest.raises(UserError, match="category 'dog': no prompts"):
     make_plan(ImageConfig(count=8), CATS[:2], prompts('cat', 2), FREE, {})
-  with pytest.raises(UserError, match=r"'cat': 4 images asked for, but .* have 3"):
+  with pytest.raises(UserError, match=r'config.images.count: 4 images asked for, but .* have 3'):
     make_plan(
       ImageConfig(count=4), CATS[:1], [], [Share('f', 1.0, tuple(prompts('cat', 3, 'e')))], {}
     )

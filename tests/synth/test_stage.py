@@ -1,3 +1,4 @@
+import concurrent.futures
 import errno
 import os
 
@@ -36,6 +37,26 @@ def test_rows_records_and_arrays_come_back(tmp_path):
   assert stage.rows(0, AnnotationRow) == boxes
 
 
+def test_other_ends_of_lines_are_part_of_a_text(tmp_path):
+  stage = open_stage(tmp_path, 'prompts', {}, '', 1)
+  rows = [
+    PromptRow('1', 'cat', 'a\u2028cat\u2029or\x85so\r\n', 'external'),
+    PromptRow('2', 'c', '', ''),
+  ]
+  stage.write(0, rows)
+  assert stage.rows(0, PromptRow) == rows
+
+
+def test_processes_of_two_machines_may_share_a_process_id(tmp_path):
+  def work(_: int) -> None:
+    open_stage(tmp_path, 'prompts', {'per': 4}, '', 1)
+
+  for _ in range(20):
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      list(pool.map(work, range(2)))
+    remove_stage(tmp_path, 'prompts')
+
+
 def test_damage_is_noticed(tmp_path):
   stage = open_stage(tmp_path, 'score', {}, '', 1)
   stage.write(0, ROWS)
@@ -53,7 +74,9 @@ def test_damage_is_noticed(tmp_path):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
+  open_stage(tmp_path, 'prompts', {'per': 3}, '', 1)  # nothing was made: no matter
   stage = open_stage(tmp_path, 'prompts', {'per': 4, 'group': {'b': 1, 'c': [1, 2]}}, '', 1)
+  stage.write(0, ROWS)
   same = open_stage(tmp_path, 'prompts', {'group': {'c': (1, 2), 'b': 1}, 'per': 4}, '', 1)
   assert same.key == stage.key
   with pytest.raises(UserError, match=r'group.b: 1, now 2.*--redo=prompts'):
@@ -62,7 +85,6 @@ def test_other_settings_are_refused_by_name(tmp_path):
     open_stage(tmp_path, 'prompts', {'per': 4, 'group': {'b': 1, 'c': [1, 2]}}, '', 3)
   with pytest.raises(UserError, match='an earlier stage was made anew'):
     open_stage(tmp_path, 'prompts', {'per': 4, 'group': {'b': 1, 'c': [1, 2]}}, 'other', 1)
-  stage.write(0, ROWS)
   remove_stage(tmp_path, 'prompts')
   assert not open_stage(tmp_path, 'prompts', {'per': 5}, '', 1).is_done(0)
 

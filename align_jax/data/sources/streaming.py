@@ -22,7 +22,7 @@ from align_jax import storage
 from align_jax.cache import cache_folder
 from align_jax.data import shards
 from align_jax.errors import UserError
-from align_jax.files import TEMPORARY, disk_errors
+from align_jax.files import TEMPORARY, aside, disk_errors
 
 GIB = 1 << 30
 _STALE = 3600.0  # seconds since the last byte of a fetch whose process must have been killed
@@ -152,11 +152,11 @@ class ShardCache:
       self._fetched.add(shard.key)
       self._coming[shard.key] = entry.bytes
       self._make_room(shard.key)
-    aside = f'{path}{TEMPORARY}{os.getpid()}-{threading.get_ident()}'
+    temporary = aside(path)
     try:
       with disk_errors(self._folder):
         try:
-          got = storage.download(shard.path, aside, entry.bytes)
+          got = storage.download(shard.path, temporary, entry.bytes)
         except FileNotFoundError as error:
           raise UserError(f'{shard.path}: missing; convert the data again') from error
         if got != entry.sha256:
@@ -164,11 +164,11 @@ class ShardCache:
             f'{shard.path}: its bytes are not those of the manifest (sha256 {got[:12]}…, not '
             f'{entry.sha256[:12]}…); upload the shard or convert the data again'
           )
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
       self._coming.pop(shard.key)
       with contextlib.suppress(FileNotFoundError):
-        os.remove(aside)
+        os.remove(temporary)
 
   def _make_room(self, key: str) -> None:
     """Removes the shards that were not used for longest, until what is on its way fits."""

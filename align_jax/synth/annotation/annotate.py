@@ -1,6 +1,7 @@
 """Stage 4: where the object of each image is, and the hash of the image."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -61,6 +62,7 @@ class AnnotationConfig:
     require(1 <= self.iterations <= 20, f'{where}.iterations', f'{self.iterations}: 1 to 20')
 
 
+@functools.lru_cache(maxsize=2)  # a SAM is loaded once, not for each part
 def make_masker(config: AnnotationConfig) -> Masker | None:
   """Returns what makes the raw mask of an image; None for `none`.
 

@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from align_jax.data.emoji.masks import decode_mask
 from align_jax.data.images import ImageError, decode_image
 from align_jax.data.record import Record
 from align_jax.data.sources.base import Source
+from align_jax.data.transforms import apply_to_picture
 from align_jax.errors import UserError, require
 from align_jax.evaluation.zero_shot import class_vectors
-from align_jax.files import TEMPORARY, disk_errors, sync
-from align_jax.synth.annotation import rle
+from align_jax.files import aside, disk_errors, sync
 from align_jax.synth.filtration.similarity import finite_rows
 from align_jax.synth.filtration.views import View, show
+from align_jax.synth.paste.objects import outlines
 from align_jax.synth.rows import Embedder
 
 Instance = tuple[str, Bool[np.ndarray, 'height width'] | None, tuple[int, int, int, int] | None]
@@ -116,7 +117,7 @@ def make_references(
   categories: Sequence[str],
   real: Source | None,
   embedder: Embedder,
-  embedder_id: str,
+  real_id: str,
   path: Path,
 ) -> References:
   """Embeds the real instances of the categories, or reads what an earlier call wrote.
@@ -125,7 +126,8 @@ def make_references(
     config: how they are shown.
     categories: names, distinct.
     real: records with labels; None: there are no real images.
-    embedder, embedder_id: what embeds, and what tells it from others.
+    embedder: what embeds; another one is told by what it makes of the texts and of a test picture.
+    real_id: tells the real records from others, such as a digest of their ids.
     path: of a safetensors file; one that is damaged or was made of something else is made anew.
 
   Raises:
@@ -134,12 +136,14 @@ def make_references(
   if not categories:
     raise UserError('config.categories: no category to compare images of; name at least one')
   spec = real.spec if real is not None else ''
-  facts = [_FORMAT, dataclasses.asdict(config), list(categories), spec, embedder_id]
+  texts = np.asarray(class_vectors(embedder, categories, config.templates), np.float32)  # type: ignore[arg-type]
+  probe = np.asarray(embedder.embed_images(_test_picture(embedder)), np.float32)
+  told = _digest({'texts': texts, 'probe': probe})
+  facts = [_FORMAT, dataclasses.asdict(config), list(categories), spec, real_id, told]
   key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
   found = _read(path, key)
   if found is not None:
     return found
-  texts = np.asarray(class_vectors(embedder, categories, config.templates), np.float32)  # type: ignore[arg-type]
   found_real = _embed(config, categories, real, embedder, texts.shape[1])
   made = References(tuple(categories), *found_real[:3], texts, key, found_real[3])
   _write(path, made)
@@ -149,24 +153,21 @@ def make_references(
 def instances(record: Record) -> Iterator[Instance]:
   """Yields label, mask and box of each object of a record; the whole image without ground truth.
 
-  Read is the truth of emoji scenes (`objects` with `label` and `boxes`, `masks`), and what the
-  engine itself writes (`annotation`, a mask in COCO's run lengths).
+  Read is what `paste.objects.outlines` reads.
   """
-  truth = record.truth
-  if truth.get('objects') and 'masks' in truth:
-    place = 0
-    for thing in truth['objects']:
-      for x0, y0, x1, y1 in thing['boxes']:
-        mask = decode_mask(truth['masks'][place])
-        place += 1
-        yield thing['label'], mask, (int(x0), int(y0), int(x1 - x0), int(y1 - y0))
-  elif 'annotation' in truth and record.labels:
-    found = truth['annotation']
-    x, y, width, height = found['box']
-    mask = rle.decode(found['rle'], *found['size'])
-    yield record.labels[0], mask, (int(x), int(y), int(width), int(height))
-  elif record.labels:
+  found = outlines(record)
+  for outline in found:
+    yield outline.label, outline.mask(), outline.box
+  if not found and record.labels:
     yield record.labels[0], None, None
+
+
+def _test_picture(embedder: Embedder) -> UInt8[np.ndarray, '1 height width 3']:
+  """A picture that any two encoders see differently."""
+  noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+  return apply_to_picture(embedder.transform, Image.fromarray(noise), np.random.default_rng(0))[
+    None
+  ]
 
 
 def _embed(
@@ -255,7 +256,7 @@ def _write(path: Path, made: References) -> None:
   arrays = {name: np.ascontiguousarray(getattr(made, name)) for name in _ARRAYS}
   facts = {'format': _FORMAT, 'key': made.key, 'digest': _digest(arrays)}
   facts |= {'categories': json.dumps(made.categories), 'notes': json.dumps(made.notes)}
-  hidden = path.parent / f'.{path.name}{TEMPORARY}{os.getpid()}'
+  hidden = Path(aside(str(path)))
   try:
     with disk_errors(str(path.parent)):
       path.parent.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,11 @@ class ExternalConfig:
     """Raises a UserError, `where.field: …`, for a value out of range."""
     require(bool(self.source), f'{where}.source', 'empty; name a folder, a tar or a source spec')
     require(self.min_side >= 1, f'{where}.min_side', f'{self.min_side} must be at least 1')
-    require(self.max_pixels >= 1, f'{where}.max_pixels', f'{self.max_pixels} must be at least 1')
+    require(
+      1 <= self.max_pixels <= MAX_PIXELS,
+      f'{where}.max_pixels',
+      f'{self.max_pixels}: 1 to {MAX_PIXELS}',
+    )
 
 
 class ExternalImages:

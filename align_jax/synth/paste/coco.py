@@ -15,7 +15,7 @@ from align_jax import storage
 from align_jax.cache import cache_folder
 from align_jax.data.record import Record
 from align_jax.data.shards import checksum
-from align_jax.files import TEMPORARY, disk_errors, sync
+from align_jax.files import aside, disk_errors, sync
 from align_jax.synth.paste.objects import Outline, outlines
 
 
@@ -43,7 +43,7 @@ class CocoWriter:
       name = hashlib.sha256(folder.rstrip('/').encode()).hexdigest()[:16]
       folder = str(cache_folder() / 'writing' / name)
     self._folder = folder
-    hidden = os.path.join(folder, f'.{os.path.basename(path)}{TEMPORARY}{os.getpid()}')
+    hidden = aside(os.path.join(folder, os.path.basename(path)))
     self._main, self._side = hidden, f'{hidden}-annotations'
     self._categories = {name: number for number, name in enumerate(categories, start=1)}
     self._images = self._annotations = 0

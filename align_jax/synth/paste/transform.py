@@ -55,7 +55,7 @@ class CopyPaste(grain.transforms.RandomMap):
     sizes: Mapping[str, Size] | None = None,
     real_counts: Mapping[str, int] | None = None,
   ):
-    """Prepares; `digest` tells what is pasted, and how, from anything else.
+    """Prepares; `digest` tells what is pasted, and how, from anything else, `licence` is its own.
 
     Args:
       bank: what is pasted.
@@ -67,6 +67,7 @@ class CopyPaste(grain.transforms.RandomMap):
       UserError: no counts where they are needed.
     """
     self.config = config
+    self.licence = bank.source.licence
     self._bank = bank
     self._sizes = dict(sizes or {})
     self._chances = class_chances(bank, config.balance, real_counts)
@@ -163,7 +164,7 @@ class PasteSource:
     if times < 1:
       raise UserError(f'paste: times {times}; choose 1 or more')
     self.spec = f'paste:{source.spec}?seed={seed}&times={times}&{paste.digest}'
-    self.licence = source.licence
+    self.licence = _both(source.licence, paste.licence)
     self._source, self._paste = source, paste
     self._seed, self._times = seed, times
 
@@ -187,6 +188,11 @@ class PasteSource:
 
   def _id(self, name: str, turn: int) -> str:
     return name if self._times == 1 else f'{name}-paste{turn}'
+
+
+def _both(first: str, second: str) -> str:
+  """A picture that is made of others is under the licences of all of them."""
+  return ' and '.join(dict.fromkeys(licence for licence in (first, second) if licence))
 
 
 def _list(labels: Sequence[str]) -> str:

@@ -185,6 +185,9 @@ class Asker:
         max_tokens=config.max_tokens,
         seed=seed % 2**31,
       )
+      # half a surrogate pair, which JSON may spell out, is no text: not for a file either
+      whole = answer.text.encode('utf-8', 'replace').decode()
+      answer = dataclasses.replace(answer, text=whole)
       kept = {'question': question, 'answer': dataclasses.asdict(answer)}
       write_file(str(path), json.dumps(kept, ensure_ascii=False, indent=1))
     asked = most if answer.asked is None else answer.asked
