@@ -48,7 +48,7 @@ demo: $(VENV)/.demo ## the main job on the built-in pack: under 15 minutes on 2 
 study: $(VENV)/.demo ## every arm and ablation of docs/results.md: hours; resumes
 	$(BIN)/python -m align_jax.study --config=configs/study_gmail.py --workdir=runs/study_gmail
 
-study-diversity: $(VENV)/.synth ## does diverse, filtered generated data beat more of the same: two hours; resumes
+study-diversity: $(VENV)/.synth ## does diverse, filtered generated data beat more of the same: 90 minutes; resumes
 	$(BIN)/python -m align_jax.study --config=configs/study_diversity.py --workdir=runs/study_diversity
 
 test: $(VENV)/.test ## install what the tests need and run them

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from align_jax.config import build
-from align_jax.errors import UserError, require
+from align_jax.errors import UserError, did_you_mean, require
 from align_jax.evaluation.report import HEADLINE
 from align_jax.evaluation.tasks import Inference
 from align_jax.train.config import TrainConfig
@@ -107,6 +107,8 @@ class StudyConfig:
       are not told apart.
     headline: metrics of the tables and the plot; those where more is better come first.
     comparisons: pairs of arms; the page says where the first is better than the second.
+    trends: by title, arms that differ in the number of generated images alone; they are plotted
+      over it.
   """
 
   title: str
@@ -125,6 +127,7 @@ class StudyConfig:
   frequency: tuple[int, int] | None = None
   headline: tuple[str, ...] = HEADLINE
   comparisons: tuple[tuple[str, str], ...] = (('aligned', 'naive_mix'),)
+  trends: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     require(
@@ -141,6 +144,14 @@ class StudyConfig:
         f'config.sets ({name})',
         'a name is made of a-z, 0-9 and _',
       )
+    arms = [arm.name for arm in self.arms]
+    for title, names in self.trends.items():
+      for name in names:
+        require(
+          name in arms,
+          f'config.trends ({title})',
+          f'{name!r} is no arm{did_you_mean(name, arms)}',
+        )
 
 
 def train_config(

@@ -69,9 +69,10 @@ def verdict(runs: Sequence[Run], config: StudyConfig | None = None) -> str:
   if config is None or pairs == [(_ALIGNED, _NAIVE)]:
     return _verdict(runs, values, _ALIGNED, _NAIVE, ('aligning', 'mixing'))
   titles = {arm.name: arm.title for arm in config.arms}
-  return ' '.join(
+  # of several, a line each, and no word on what is even
+  return '\n'.join(
     f'{titles[a]} against {titles[b]}: '
-    + _verdict(runs, values, a, b, ('the first', 'the second'), config.headline)
+    + _verdict(runs, values, a, b, ('the first', 'the second'), config.headline, len(pairs) > 1)
     for a, b in pairs
   )
 
@@ -83,6 +84,7 @@ def _verdict(
   other: str,
   called: tuple[str, str],
   keys: Sequence[str] = JUDGED,
+  brief: bool = False,
 ) -> str:
   differences = compare(values, arm, other, keys)
   words: dict[str, list[str]] = {'better': [], 'worse': [], 'even': []}
@@ -95,7 +97,9 @@ def _verdict(
     said.append(f'{called[0]} beat {called[1]} on {_and(words["better"])}')
   if words['worse']:
     said.append(f'{called[1]} beat {called[0]} on {_and(words["worse"])}')
-  if words['even']:
+  if brief and not said:
+    said.append('no clear difference')
+  elif words['even'] and not brief:
     said.append(f'no clear difference on {_and(words["even"])}')
   text = '; '.join(said) + '.'
   one = len({run.seed for run in runs}) == 1

@@ -1,5 +1,6 @@
 """What a study found, for a page of Markdown: tables with the spread over seeds, and one plot."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from align_jax.files import write_file
 from align_jax.study.config import Arm, StudyConfig
 from align_jax.study.results import Values
 
+_HATCHES = ('', '///', '...')  # tell the second arm of a colour from the first
 _SHOWN = 5  # of the headline metrics: those where more is better
 
 
@@ -66,16 +68,20 @@ def _cell(found: Sequence[float], metric: Metric) -> str:
 def plot(config: StudyConfig, values: Values) -> Figure:
   """The headline arms by metric, every seed a dot; beside it what more generated images bring.
 
-  The second where the study has an arm with more of them.
+  The second where the study has trends, or an arm with more of them.
   """
   scaling = _scaling(config, values)
-  figure = Figure(figsize=(10, 4.2), layout='constrained')
-  if len(scaling) < 2:
+  many = sum(not arm.group for arm in config.arms) > len(PALETTE)
+  figure = Figure(figsize=(12, 6) if many else (10, 4.2), layout='constrained')
+  if len(scaling) < 2 and not config.trends:
     _draw_arms(figure.subplots(), config, values)
     return figure
   left, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
   _draw_arms(left, config, values)
-  _draw_scaling(right, scaling, config.headline[:_SHOWN])
+  if config.trends:
+    _draw_trends(right, config, values)
+  else:
+    _draw_scaling(right, scaling, config.headline[:_SHOWN])
   return figure
 
 
@@ -87,13 +93,53 @@ def _draw_arms(axes: Axes, config: StudyConfig, values: Values) -> None:
     row = values[_rows(arm, values)[0][0]]
     at = np.arange(len(keys)) + (number - (len(arms) - 1) / 2) * width
     each = [100 * np.asarray(row[key]) for key in keys]
-    colour = PALETTE[number % len(PALETTE)]
-    axes.bar(at, [e.mean() for e in each], width * 0.9, color=colour, label=arm.title, alpha=0.75)
+    turn, place = divmod(number, len(PALETTE))
+    axes.bar(
+      at,
+      [e.mean() for e in each],
+      width * 0.9,
+      color=PALETTE[place],
+      label=arm.title,
+      alpha=0.75,
+      hatch=_HATCHES[turn % len(_HATCHES)],
+      edgecolor='white',
+    )
     for x, e in zip(at, each, strict=True):
       axes.plot(np.full(len(e), x), e, '.', color='black', markersize=3)
-  axes.set_xticks(range(len(keys)), [METRICS[key].label for key in keys], fontsize=8)
+  labels = [textwrap.fill(METRICS[key].label, 16) for key in keys]
+  axes.set_xticks(range(len(keys)), labels, fontsize=8)
   axes.set_ylabel('percent')
+  if len(arms) > len(PALETTE):  # below: above the bars there is no room for so many
+    axes.legend(fontsize=7, frameon=False, ncols=2, loc='upper center', bbox_to_anchor=(0.5, -0.1))
+  else:
+    axes.legend(fontsize=7, frameon=False)
+  axes.spines[['top', 'right']].set_visible(False)
+
+
+def _draw_trends(axes: Axes, config: StudyConfig, values: Values) -> None:
+  """The first headline metric over the number of generated images, a line for each trend."""
+  key = config.headline[0]
+  counts: set[int] = set()
+  for number, (title, names) in enumerate(config.trends.items()):
+    arms = [arm for arm in config.arms if arm.name in names and _rows(arm, values)]
+    each = [100 * np.asarray(values[_rows(arm, values)[0][0]][key]) for arm in arms]
+    counts |= {arm.generated for arm in arms}
+    axes.errorbar(
+      [arm.generated * 1.03**number for arm in arms],  # beside each other
+      [e.mean() for e in each],
+      [e.std(ddof=1) if len(e) > 1 else 0.0 for e in each],
+      marker='o',
+      markersize=4,
+      capsize=2,
+      color=PALETTE[number % len(PALETTE)],
+      label=title,
+    )
+  axes.set_xscale('log', base=2)
+  axes.set_xticks(sorted(counts), [f'{count:,}' for count in sorted(counts)], fontsize=8)
+  axes.minorticks_off()
   axes.legend(fontsize=7, frameon=False)
+  axes.set_xlabel('generated images')
+  axes.set_ylabel(f'{METRICS[key].label}, percent')
   axes.spines[['top', 'right']].set_visible(False)
 
 

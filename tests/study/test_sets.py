@@ -86,6 +86,7 @@ def test_sets_are_made_once_and_arms_learn_from_them(values, tmp_path):
     ({'sets': {}, 'models': {}}, 'config.sets: no generated images'),
     ({'sets': {'Plain 1': {}}}, r'config.sets \(Plain 1\): a name is made of'),
     ({'generator': {'steps': 1}}, 'config.sampling: a generator and how it is sampled'),
+    ({'trends': {'more': ['mix', 'mixx']}}, r"config.trends \(more\): 'mixx' is no arm.*mix"),
   ],
 )
 def test_bad_studies(values, changes, message):

@@ -17,6 +17,7 @@ from align_jax.study.page import verdict, write_page
 from align_jax.study.results import JUDGED, by_arm, compare, write_metrics
 from align_jax.study.runner import Run, run_study
 from align_jax.study.specs import split_specs
+from configs import study_diversity
 from tests import tiny
 
 # The keys promised of every arm.
@@ -334,6 +335,21 @@ def test_verdict_of_one_seed_owns_up_to_it(gap, begins):
   assert text.startswith(begins)
   assert ';' not in text
   assert text.endswith('One seed: differences of four points and less are taken for noise.')
+
+
+def test_verdict_of_several_pairs_says_what_is_firm():
+  config = build(StudyConfig, study_diversity.get_config().to_dict())
+  runs = []
+  for arm in config.arms:
+    for seed in range(3):
+      value = 0.2 + 0.01 * seed + 0.1 * (arm.name == 'mix_all')
+      scores = dict.fromkeys(config.headline, 0.2) | {config.headline[0]: value}
+      runs.append(Run(arm.name, seed, Path('run'), Path('base'), {'clip_flow': scores}))
+  lines = verdict(runs, config).splitlines()
+  assert len(lines) == len(config.comparisons)
+  first = 'naive mix: + filtration (all) against naive mix: one template, one generator: The first'
+  assert lines[0] == f'{first} beat the second on Zero-shot balanced (+10.0 points).'
+  assert lines[1].endswith(': No clear difference.')
 
 
 def test_verdict_without_both_arms_claims_nothing():

@@ -7,7 +7,7 @@ from align_jax.config import build
 from align_jax.evaluation.report import HEADLINE, METRICS
 from align_jax.study.config import StudyConfig
 from align_jax.study.summary import tables, write_summary
-from configs import demo, study_gmail
+from configs import demo, study_diversity, study_gmail
 
 
 def study(config=study_gmail):
@@ -16,7 +16,7 @@ def study(config=study_gmail):
   for number, arm in enumerate(config.arms):
     for reading in arm.readings:
       row = arm.name if len(arm.readings) == 1 else f'{arm.name} ({reading})'
-      values[row] = {key: [0.1 + 0.01 * number, 0.2, 0.3] for key in HEADLINE}
+      values[row] = {key: [0.1 + 0.01 * number, 0.2, 0.3] for key in config.headline}
   return config, values
 
 
@@ -34,7 +34,7 @@ def test_tables_hold_every_arm_with_mean_and_spread():
   assert METRICS[HEADLINE[0]].label in lines[2]
 
 
-@pytest.mark.parametrize(('config', 'groups'), [(study_gmail, 7), (demo, 1)])
+@pytest.mark.parametrize(('config', 'groups'), [(study_gmail, 7), (demo, 1), (study_diversity, 2)])
 def test_files_are_written(tmp_path, config, groups):
   write_summary(tmp_path, *study(config))
   assert (tmp_path / 'results.md').read_text().count('### ') == groups
