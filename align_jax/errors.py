@@ -1,7 +1,8 @@
 """The one error type that a person is meant to read, and what is no error at all."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -36,3 +37,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
   if near:
     return f"; did you mean '{near[0]}'?"
   return f'; known: {", ".join(known)}' if known else ''
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+  """Turns the lack of a package within into a UserError that names the extra with it."""
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    if (error.name or '').startswith('align_jax'):
+      raise
+    raise UserError(f'{error.name} is not installed; pip install "align_jax[{extra}]"') from error

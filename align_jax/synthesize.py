@@ -15,12 +15,9 @@ from absl import flags
 from align_jax import cli
 from align_jax.config import build
 from align_jax.data.work import WorkConfig
-from align_jax.errors import UserError
+from align_jax.errors import UserError, needs_extra
 from align_jax.parallel.distributed import DistributedConfig, initialize
 from align_jax.storage import absolute, is_remote, open_path
-from align_jax.synth.config import SynthConfig
-from align_jax.synth.engine import synthesize
-from align_jax.synth.summary import summary_lines, write_summary
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -33,6 +30,10 @@ _WORK = cli.define_work()
 
 def main() -> None:
   """Runs the engine; the first process then writes the report and says what was kept."""
+  with needs_extra('synth'):
+    from align_jax.synth.config import SynthConfig
+    from align_jax.synth.engine import synthesize
+    from align_jax.synth.summary import summary_lines, write_summary
   # the first process decides, packs and writes the page when the others have nothing left to do
   initialize(DistributedConfig(end_seconds=3600))
   workdir = open_path(_WORKDIR.value)

@@ -5,24 +5,22 @@ study that was stopped goes on where it was, and a config with one more arm cost
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from align_jax.config import build
 from align_jax.data.sources import open_source
 from align_jax.data.tokenizer import load_tokenizer
-from align_jax.errors import UserError, require
+from align_jax.errors import UserError, needs_extra, require
 from align_jax.evaluation.tasks import Inference, find_task
 from align_jax.models.flat import Skeleton
 from align_jax.objectives import make_objective
 from align_jax.study import clock as clock_lib
-from align_jax.study.config import Arm, Sampling, StudyConfig, fill, train_config
+from align_jax.study.config import Arm, Sampling, StudyConfig, train_config
 from align_jax.study.score import score_run
-from align_jax.study.specs import Specs, model_folder, set_folder, split_specs
-from align_jax.synth.config import SynthConfig
-from align_jax.synth.engine import synthesize
+from align_jax.study.specs import Specs, model_folder, split_specs
 from align_jax.synth.generate import Prompt, generate
 from align_jax.synth.sampler import make_sampler
 from align_jax.synth.trained import check_training, train_once
@@ -80,33 +78,16 @@ def _make_generated(
       values = train_config(model, {}, names, f'config.models.{name}')
       train_once(values, model_folder(workdir, name), name)
   for name in config.sets:
-    made = set_config(config, specs, workdir, name)
-    with clock.piece(f'set {name}', made.images.count * clock_lib.GENERATED_IMAGE):
-      run = synthesize(made, set_folder(workdir, name))
-    check_size(config, name, run.kept())
+    count = config.sets[name]['images']['count']
+    with clock.piece(f'set {name}', count * clock_lib.GENERATED_IMAGE):
+      _engine().make_set(config, specs, workdir, name)
 
 
-def check_size(config: StudyConfig, name: str, kept: int) -> None:
-  """Refuses a set that is too small: arms would be compared on unlike numbers of images.
-
-  Raises:
-    UserError: an arm is to see more images than were kept.
-  """
-  for arm in config.arms:
-    if arm.generated > kept and f'{{set:{name}}}' in json.dumps(arm.stages, default=dict):
-      raise UserError(
-        f'config.arms ({arm.name}): {arm.generated:,} generated images, but the set {name} keeps '
-        f'{kept:,} of {config.sets[name]["images"]["count"]:,}; raise config.sets.{name}.images.'
-        'count, or lower generated'
-      )
-
-
-def set_config(config: StudyConfig, specs: Specs, workdir: Path, name: str) -> SynthConfig:
-  """The engine's config of a set, with names filled in."""
-  names = {f'model:{k}': str(model_folder(workdir, k)) for k in config.models}
-  names |= {k: v for k, v in specs.names(1, 1, '').items() if k in ('real', 'extra', 'test')}
-  where = f'config.sets.{name}'
-  return build(SynthConfig, fill(config.sets[name], names, where), where)
+def _engine() -> ModuleType:
+  """What makes sets: only studies that have some need the packages of the engine."""
+  with needs_extra('synth'):
+    from align_jax.study import sets
+  return sets
 
 
 def total_work(config: StudyConfig) -> float:
@@ -148,7 +129,7 @@ def check_sources(config: StudyConfig, specs: Specs, workdir: Path) -> None:
   for where, values in parts.items():
     check_training(train_config(values, {}, placeholders, where))
   for name in config.sets:
-    set_config(config, specs, workdir, name)
+    _engine().set_config(config, specs, workdir, name)
   for number, arm in enumerate(config.arms):
     for index, stage in enumerate(arm.stages):
       where = f'config.arms[{number}].stages[{index}] ({arm.name})'

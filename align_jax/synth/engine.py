@@ -28,7 +28,8 @@ from align_jax.data.work import LOCAL, Progress, WorkConfig, run_tasks
 from align_jax.errors import UserError, did_you_mean
 from align_jax.synth import pack
 from align_jax.synth.config import SynthConfig
-from align_jax.synth.run import SHARDS, STAGES, Run, plain
+from align_jax.synth.run import Run
+from align_jax.synth.settings import SHARDS, STAGES, plain
 from align_jax.synth.stage import remove_stage, remove_temporaries
 
 _POLL = 0.5  # seconds between two looks at what another process writes

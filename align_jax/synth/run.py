@@ -42,10 +42,9 @@ from align_jax.synth.rows import (
   PromptRow,
   ScoreRow,
 )
+from align_jax.synth.settings import SHARDS, STAGES, stage_settings
 from align_jax.synth.stage import Stage, open_stage
 
-STAGES = ('categories', 'prompts', 'generate', 'annotate', 'score', 'filter', 'shards')
-SHARDS = 'shards'
 NOTES = 'notes.json'  # in the folders of categories and prompts
 _EMBEDDINGS = 'embeddings'
 Seen = Callable[[int], None]
@@ -72,7 +71,9 @@ class Run:
       index = STAGES.index(name)
       before = self.stage(STAGES[index - 1]).key if index else ''
       parts = 1 if name in ('categories', 'prompts') else self.parts
-      self._stages[name] = open_stage(self.workdir, name, self._settings(name), before, parts)
+      self._stages[name] = open_stage(
+        self.workdir, name, stage_settings(self.config, name), before, parts
+      )
     return self._stages[name]
 
   def is_done(self, name: str, part: int) -> bool:
@@ -112,21 +113,6 @@ class Run:
       SHARDS: self._pack,
     }
     makers[name](part, seen)
-
-  def _settings(self, name: str) -> dict[str, Any]:
-    """What of the config decides the rows of a stage."""
-    config = self.config
-    embedder = {'embedder': config.embedder, 'text_embedder': config.text_embedder}
-    settings: dict[str, dict[str, Any]] = {
-      'categories': {'real': config.real, **embedder, 'categories': config.categories},
-      'prompts': {'prompts': config.prompts, 'seed': config.images.seed},
-      'generate': {'images': config.images, 'generators': config.generators},
-      'annotate': {'annotation': config.annotation},
-      'score': {'scores': config.filtration.score_settings()},
-      'filter': {'filtration': config.filtration},
-      SHARDS: {'partners': config.partners, 'licence': config.licence},
-    }
-    return {name: _lasting(plain(value)) for name, value in settings[name].items()}
 
   # what the stages are made with
 
@@ -388,29 +374,3 @@ class Run:
   def notes(self, name: str) -> dict[str, Any]:
     """What should be known of how categories or prompts came."""
     return json.loads((self.stage(name).folder / NOTES).read_text(encoding='utf-8'))
-
-
-# settings that decide how rows are made and never what they are: they may change at any time
-_PASSING = frozenset(
-  {
-    *('batch_size', 'device', 'mesh', 'scan'),  # of generators and annotation
-    *('parallel', 'max_total_tokens', 'max_cost', 'price_asked', 'price_answered'),  # of llm
-    *('timeout', 'retries', 'backoff', 'url_variable', 'key_variable'),  # of llm.endpoint
-  }
-)
-
-
-def _lasting(value: Any) -> Any:
-  """Leaves passing settings out; those of training configs all last."""
-  if isinstance(value, dict):
-    return {k: v if k == 'train' else _lasting(v) for k, v in value.items() if k not in _PASSING}
-  return [_lasting(item) for item in value] if isinstance(value, list) else value
-
-
-def plain(value: Any) -> Any:
-  """A config's value as JSON values."""
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    return dataclasses.asdict(value)
-  if isinstance(value, list | tuple):
-    return [plain(item) for item in value]
-  return value

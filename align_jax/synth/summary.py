@@ -17,7 +17,8 @@ from align_jax.synth.report.data import ReportData, Threshold, draw
 from align_jax.synth.report.page import write_report
 from align_jax.synth.report.samples import wanted_pictures
 from align_jax.synth.rows import AnnotationRow, DecisionRow, ImageRow, ScoreRow
-from align_jax.synth.run import SHARDS, STAGES, Run
+from align_jax.synth.run import Run
+from align_jax.synth.settings import SHARDS, STAGES
 
 T = TypeVar('T')
 REPORT = 'report.html'

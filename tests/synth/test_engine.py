@@ -17,7 +17,8 @@ from align_jax.synth import engine
 from align_jax.synth.config import SynthConfig
 from align_jax.synth.engine import synthesize
 from align_jax.synth.rows import AnnotationRow, DecisionRow, ImageRow, ScoreRow
-from align_jax.synth.run import STAGES, Run
+from align_jax.synth.run import Run
+from align_jax.synth.settings import STAGES
 from align_jax.synth.stage import Stage
 from align_jax.synth.summary import summary_lines, write_summary
 from tests import tiny
