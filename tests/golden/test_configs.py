@@ -15,7 +15,7 @@ from align_jax.interop.clip import write
 from align_jax.models.dual_encoder import DualEncoderConfig
 from align_jax.objectives import make_objective
 from align_jax.study.config import StudyConfig
-from align_jax.study.runner import set_config
+from align_jax.study.sets import set_config
 from align_jax.study.specs import split_specs
 from align_jax.synth.config import SynthConfig
 from align_jax.train.config import TrainConfig
