@@ -26,6 +26,8 @@ class Architecture:
     prefixes: what may stand before the names in the table: published files differ from those that
       `transformers` writes now. The first one that a file's names show is taken.
     unused: parts of tensor names that our model has no use for (buffers, heads we do not read).
+    unread: our fields -> more of them.
+    aliases: see `Tensors`.
     write: our config -> the config.json; None: there is no way out.
   """
 
@@ -34,6 +36,8 @@ class Architecture:
   rules: Callable[[Fields], Sequence[Rule]]
   prefixes: tuple[str, ...] = ('',)
   unused: tuple[str, ...] = ()
+  unread: Callable[[Fields], Sequence[str]] = lambda fields: ()
+  aliases: tuple[tuple[str, str], ...] = ()
   write: Callable[[DualEncoderConfig], dict[str, Any]] | None = None
 
 

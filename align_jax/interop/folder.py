@@ -20,6 +20,7 @@ from align_jax.interop.autoencoder import AUTOENCODER_KL, PREFIX, load_autoencod
 from align_jax.interop.bert import BERT
 from align_jax.interop.clip import CLIP, CLIP_VISION
 from align_jax.interop.dinov2 import DINOV2
+from align_jax.interop.llava import LLAVA
 from align_jax.interop.open_clip import OPEN_CLIP
 from align_jax.interop.processor import read_processor
 from align_jax.interop.rules import Rule, import_layer, layers, name_at, prefixed, tensor_shapes
@@ -36,6 +37,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
   'siglip_vision_model': SIGLIP_VISION,
   'bert': BERT,
   'dinov2': DINOV2,
+  'llava': LLAVA,
 }
 _OPEN_CLIP_CONFIG = 'open_clip_config.json'
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
@@ -122,7 +124,7 @@ def load_folder(
   """
   if imported.architecture is AUTOENCODER_KL:
     return load_autoencoder(imported.folder, shapes, PREFIX, shardings)
-  tensors = Tensors(imported.folder)
+  tensors = Tensors(imported.folder, imported.architecture.aliases)
   patch = imported.model['image']['patch'] if 'image' in imported.model else 1
   rules = table(imported, tensors)
   sizes = {name: tuple(shape.shape) for name, shape in shapes.items()}
@@ -218,7 +220,8 @@ def _check(
             f'{tensors.path(name)}: {name} has shape {tensors.shape(name)}, but config.json asks '
             f'for {shape}'
           )
-  unused = imported.architecture.unused
+  architecture = imported.architecture
+  unused = (*architecture.unused, *architecture.unread(imported.model))
   extra = {n for n in tensors.names - known if not any(part in n for part in unused)}
   if extra:
     name = min(extra)

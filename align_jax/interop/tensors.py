@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +23,28 @@ _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 class Tensors:
   """The tensors of a folder by name."""
 
-  def __init__(self, folder: Path):
+  def __init__(self, folder: Path, aliases: Sequence[tuple[str, str]] = ()):
     """Reads the headers.
+
+    Args:
+      folder: with safetensors.
+      aliases: beginnings of names there, and what they are here; the first that fits is taken.
 
     Raises:
       UserError: no safetensors there, or files that are cut short or not what the index says.
     """
     self._where: dict[str, Path] = {}
+    self._named: dict[str, str] = {}  # as in the file
     self._shapes: dict[str, tuple[int, ...]] = {}
     for path, wanted in _files(folder):
       with _readable(path), safe_open(path, framework='np') as file:
         names = set(file.keys())
         if wanted is not None and wanted - names:
           raise UserError(f'{path}: no tensor {min(wanted - names)!r}, which the index puts there')
-        for name in names:
-          part = file.get_slice(name)
+        for there in names:
+          part = file.get_slice(there)
+          name = _renamed(there, aliases)
+          self._named[name] = there
           self._where[name] = path
           self._shapes[name] = tuple(part.get_shape())
 
@@ -60,10 +67,18 @@ class Tensors:
     """
     path = self._where[name]
     with _readable(path), safe_open(path, framework='np') as file:
-      kind = file.get_slice(name).get_dtype()
+      there = self._named[name]
+      kind = file.get_slice(there).get_dtype()
       if kind not in _FLOATS:
         raise UserError(f'{path}: {name} is of type {kind}; only {", ".join(_FLOATS)} can be read')
-      return np.asarray(file.get_tensor(name), np.float32)
+      return np.asarray(file.get_tensor(there), np.float32)
+
+
+def _renamed(name: str, aliases: Sequence[tuple[str, str]]) -> str:
+  for there, here in aliases:
+    if name.startswith(there):
+      return here + name.removeprefix(there)
+  return name
 
 
 def _files(folder: Path) -> list[tuple[Path, set[str] | None]]:

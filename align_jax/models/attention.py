@@ -28,37 +28,41 @@ def backend_of(platform: str) -> Backend:
 
 def attend(
   query: Float[Array, 'batch length heads size'],
-  key: Float[Array, 'batch keys heads size'],
-  value: Float[Array, 'batch keys heads size'],
+  key: Float[Array, 'batch keys groups size'],
+  value: Float[Array, 'batch keys groups size'],
   mask: Bool[Array, '#batch 1 #length keys'] | None = None,
   backend: Backend = 'plain',
 ) -> Float[Array, 'batch length heads size']:
   """Returns softmax(q k / √size) v for every head; the softmax is computed in float32.
 
   Args:
-    query, key, value: any head size.
+    query, key, value: any head size; several query heads may share a head of keys and values.
     mask: True where a query may look. Every query needs a key it may look at.
     backend: `plain` holds all logits; `splash` (TPU, long sequences without a mask) and `cudnn`
       (16-bit numbers) do not. What a backend cannot do or is no better at, `plain` does.
 
   Source: Vaswani et al. 2017, arXiv 1706.03762, equation 1; without holding the logits, Dao et al.
-    2022, arXiv 2205.14135.
+    2022, arXiv 2205.14135; shared keys and values, Ainslie et al. 2023, arXiv 2305.13245.
   """
+  heads, groups = query.shape[2], key.shape[2]
   if backend == 'splash' and mask is None and min(query.shape[1], key.shape[1]) >= _LONG:
+    key, value = (jnp.repeat(x, heads // groups, axis=2) for x in (key, value))
     return checkpoint_name(splash_attention(query, key, value), KEPT)
   if backend == 'cudnn' and _fits_cudnn(query):
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation='cudnn')
   # heads before tokens, said here: left to choose, XLA's CPU backend puts size before tokens and
   # takes a quarter longer
   query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-  scale = query.shape[-1] ** -0.5
+  batch, _, length, size = query.shape
+  query = (query * size**-0.5).reshape(batch, groups, -1, size)  # all that share keys in one product
   # float32 out of the product itself: a bfloat16 logit of 20 is right to 0.06 only
-  logits = jnp.einsum('bhld,bhkd->bhlk', query * scale, key, preferred_element_type=jnp.float32)
+  logits = jnp.einsum('bhld,bhkd->bhlk', query, key, preferred_element_type=jnp.float32)
+  logits = logits.reshape(batch, heads, length, -1)
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = _softmax(logits, query.dtype)
-  out = jnp.swapaxes(jnp.einsum('bhlk,bhkd->bhld', weights, value), 1, 2)
-  return checkpoint_name(out, KEPT)
+  weights = _softmax(logits, query.dtype).reshape(batch, groups, -1, key.shape[2])
+  out = jnp.einsum('bhlk,bhkd->bhld', weights, value).reshape(batch, heads, length, size)
+  return checkpoint_name(jnp.swapaxes(out, 1, 2), KEPT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from align_jax.models.decoder import GroupedAttention
 from align_jax.models.layers import Attention
 from align_jax.models.stack import Execution, Stack, name_of
 
@@ -74,7 +75,7 @@ class Skeleton:
     for path, module in nnx.iter_modules(model):
       if isinstance(module, Stack):
         module.execution, module.prefix = execution, f'{name_of(path)}/layer'
-      elif isinstance(module, Attention):
+      elif isinstance(module, Attention | GroupedAttention):
         module.backend = execution.attention
     return model
 

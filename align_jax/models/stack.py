@@ -1,7 +1,7 @@
 """Blocks one after the other, as one loop over stacked parameters."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -67,12 +67,44 @@ class Stack(nnx.Module):
     run = rematerialised(run, execution.remat, fetches=execution.fetch is not None)
     if execution.scan:
       return jax.lax.scan(run, x, params)[0]
-    leaves, structure = jax.tree.flatten(params)
-    # split at once: the gradient is one concatenation, where slices would be padded and added up
-    parts = [jax.lax.split(leaf, (1,) * self.depth) for leaf in leaves]
-    for layer in zip(*parts, strict=True):
-      x, _ = run(x, jax.tree.unflatten(structure, [jnp.squeeze(leaf, 0) for leaf in layer]))
+    for layer in _layers(params, self.depth):
+      x, _ = run(x, layer)
     return x
+
+  def step(self, x: Array, state: Any, *inputs: Any) -> tuple[Array, Any]:
+    """Runs `x` through the blocks by their method `step(x, state, *inputs)`, without a gradient.
+
+    Args:
+      x: what goes through all blocks.
+      state: of all blocks, stacked along the first axis; each block is given its own.
+
+    Returns: `x` after the last block, and what the blocks returned as their state.
+    """
+    graphdef, params = nnx.split(self.layer)
+    execution = self.execution
+
+    def run(x: Array, both: tuple[Any, Any]) -> tuple[Array, Any]:
+      layer, own = both
+      if execution.fetch is not None:
+        layer = _fetched(layer, execution.fetch, self.prefix)
+      return nnx.merge(graphdef, layer).step(x, own, *inputs)
+
+    if execution.scan:
+      return jax.lax.scan(run, x, (params, state))
+    states = []
+    for layer, own in zip(_layers(params, self.depth), _layers(state, self.depth), strict=True):
+      x, own = run(x, (layer, own))
+      states.append(own)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _layers(params: Any, depth: int) -> Iterator[Any]:
+  """Yields the parameters of one block after the other."""
+  leaves, structure = jax.tree.flatten(params)
+  # split at once: the gradient is one concatenation, where slices would be padded and added up
+  parts = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
+  for layer in zip(*parts, strict=True):
+    yield jax.tree.unflatten(structure, [jnp.squeeze(leaf, 0) for leaf in layer])
 
 
 def rematerialised(run: Callable, remat: Remat, *, fetches: bool) -> Callable:
