@@ -23,6 +23,7 @@ PROGRAMS = (
   'similarity',
   'filtration',
   'annotation',
+  'mining',
 )
 
 

@@ -36,6 +36,7 @@ MAY_IMPORT = {
   'interop': {'data', 'models'},
   'train': {'data', 'models', 'losses', 'parallel', 'interop'},
   'objectives': {'train', 'models', 'losses'},
+  'mining': {'parallel'},
   'study': {'encoder', 'objectives', 'train', 'evaluation', 'synth', 'data', 'models'},
   'encoder': {'train', 'data', 'models'},
   'api': {'encoder', 'evaluation', 'interop', 'data', 'models'},

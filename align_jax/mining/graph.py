@@ -32,8 +32,8 @@ def ranked_pairs(
 ) -> tuple[Int[np.ndarray, 'e'], Int[np.ndarray, 'e'], Float[np.ndarray, 'e']]:
   """Ranks the other pairs by their candidate's product with a pair's query.
 
-  Pairs of the same query or candidate are no others. Of pairs with an equal candidate the earlier
-  comes first.
+  Pairs whose match is known, of the one's query with the other's candidate or the other way round,
+  are no others. Of pairs with an equal candidate the earlier comes first.
 
   Args:
     pairs, values, pool: see `nearest`.
@@ -45,22 +45,27 @@ def ranked_pairs(
   # the pairs of candidate c are by_candidate[ends[c]:ends[c + 1]]
   by_candidate = np.argsort(pairs.candidate, kind='stable').astype(np.int32)
   ends = np.searchsorted(pairs.candidate[by_candidate], np.arange(len(pairs.candidates) + 1))
+  # pairs whose query owns a candidate, for each candidate: so many may be no others
+  pairs_of = np.bincount(pairs.query, minlength=len(pairs.queries))
+  spare = np.bincount(pairs.candidate, pairs_of[pairs.query], len(pairs.candidates)).astype(int)
   out: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
   for start in range(0, len(pairs), 4096):
     who = np.arange(start, min(start + 4096, len(pairs)))
     near = pool[pairs.query[who]]
     many = np.where(near >= 0, ends[near + 1] - ends[near], 0)
-    many[near == pairs.candidate[who][:, None]] = 0
-    # no more than are wanted: a candidate may have thousands of owners
+    own = pairs.number(np.broadcast_to(pairs.query[who][:, None], near.shape), near) >= 0
+    many[own] = 0
+    # no more than are wanted, and of those that the query's own candidates may take away again: a
+    # candidate may have thousands of owners
     before = np.cumsum(many, axis=1) - many
-    many = np.clip(skip + keep + _most(pairs) - before, 0, many)
+    many = np.clip(skip + keep + spare[pairs.candidate[who]][:, None] - before, 0, many)
     flat = many.reshape(-1)
     row = np.repeat(np.repeat(who, near.shape[1]), flat)
     step = np.arange(flat.sum()) - np.repeat(np.cumsum(flat) - flat, flat)
     other = by_candidate[np.repeat(ends[near].reshape(-1), flat) + step]
     score = np.repeat(values[pairs.query[who]].reshape(-1), flat)
-    same = pairs.query[other] == pairs.query[row]
-    row, other, score = row[~same], other[~same], score[~same]
+    known = pairs.match(other, row)
+    row, other, score = row[~known], other[~known], score[~known]
     rank = np.arange(len(row)) - np.searchsorted(row, row)
     kept = (rank >= skip) & (rank < skip + keep)
     out.append((row[kept].astype(np.int32), other[kept], score[kept]))
@@ -68,13 +73,11 @@ def ranked_pairs(
   return left, right, weight
 
 
-def _most(pairs: Pairs) -> int:
-  """The most pairs that a query is in."""
-  return int(np.bincount(pairs.query).max(initial=0))
-
-
 def mutual(
-  count: int, left: Int[np.ndarray, 'e'], right: Int[np.ndarray, 'e'], weight: Float[np.ndarray, 'e']
+  count: int,
+  left: Int[np.ndarray, 'e'],
+  right: Int[np.ndarray, 'e'],
+  weight: Float[np.ndarray, 'e'],
 ) -> Edges:
   """Keeps the edges that go both ways; an edge weighs the mean of the two."""
   low, high = np.minimum(left, right).astype(np.int64), np.maximum(left, right)
@@ -128,13 +131,14 @@ def metis_parts(count: int, edges: Edges, size: int) -> Int[np.ndarray, 'count']
 
 def even_out(
   part: Int[np.ndarray, 'count'], edges: Edges, size: int
-) -> Int[np.ndarray, 'clusters size']:
+) -> tuple[Int[np.ndarray, 'clusters size'], int]:
   """Makes parts of `size` nodes each, of parts that are about that large.
 
   Too large ones give up the nodes that hang least on the others; those fill the smaller ones up,
   and what is left makes parts of its own.
 
-  Returns: nodes, in ascending order; -1 in the last part, where the count is no multiple of `size`.
+  Returns: nodes, in ascending order, -1 in the last part, where the count is no multiple of `size`;
+    and how many were moved.
   """
   count = len(part)
   inside = part[edges.left] == part[edges.right]
@@ -157,12 +161,12 @@ def even_out(
   for row in rows[wanted:]:  # more parts than there is room for: the smallest are dealt out
     pool.extend(row)
   rows = rows[:wanted] + [[] for _ in range(wanted - len(rows))]
-  pool.sort()
-  pool.reverse()
+  pool.sort(reverse=True)
+  moved = len(pool)
   for row in rows:
     while len(row) < size and pool:
       row.append(pool.pop())
   out = np.full((wanted, size), -1, np.int32)
   for number, row in enumerate(rows):
     out[number, : len(row)] = sorted(row)
-  return out
+  return out, moved

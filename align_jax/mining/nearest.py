@@ -5,6 +5,7 @@ portion of queries; each device keeps the best of what it has seen. No device ho
 by `columns` products at a time.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
@@ -19,7 +21,7 @@ from align_jax.errors import UserError
 from align_jax.mining.top import top_k
 from align_jax.parallel.mesh import BATCH_AXES
 
-ROWS, COLUMNS = 128, 65_536  # of a block: 32 MiB of products
+ROWS, COLUMNS = 256, 65_536  # of a block: 64 MiB of products
 PORTION = 16_384  # queries that a device has at a time; the candidates go round once for each
 _LANES = 128  # columns are filled up to whole groups of so many
 Seen = Callable[[int], None]
@@ -42,7 +44,8 @@ def nearest(
   Args:
     queries, candidates: of the same dimension; finite.
     k: how many.
-    mesh: of the devices that share the work; None: the default device alone.
+    mesh: of the devices that share the work, of all processes; None: the default device alone.
+      All processes are given the same arrays, and get the same.
     recall: 0 finds exactly them. Above 0, `lax.approx_max_k` with this recall as its target, which
       is quicker on TPUs.
     rows, columns: of a block, on each device.
@@ -59,27 +62,95 @@ def nearest(
   n, count = len(queries), len(candidates)
   values = np.full((n, k), -np.inf, np.float32)
   index = np.full((n, k), -1, np.int32)
-  ways = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
   found = min(k, count)
-  blocks = -(-count // (ways * columns))
-  columns = -(-count // (ways * blocks * _LANES)) * _LANES  # evenly, so that little is filling
-  search = make_search(mesh, found, rows, columns, recall)
-  held = _place(candidates, mesh, ways * blocks * columns)
-  portion = min(portion, -(-n // (ways * rows)) * rows) * ways
-  for start in range(0, n, portion):
-    stop = min(start + portion, n)
-    part = _place(queries[start:stop], mesh, min(portion, -(-(stop - start) // ways) * ways))
+  shape = layout(n, count, mesh, rows, columns, portion)
+  search = make_search(mesh, found, rows, shape.columns, recall)
+  held = _place(candidates, mesh, shape.candidates)
+  for start in range(0, n, shape.queries):
+    stop = min(start + shape.queries, n)
+    least = -(-(stop - start) // shape.ways) * shape.ways
+    part = _place(queries[start:stop], mesh, least)
     some, where = search(part, held, np.int32(count))
-    values[start:stop, :found] = np.asarray(some)[: stop - start]
-    index[start:stop, :found] = np.asarray(where)[: stop - start]
+    values[start:stop, :found] = _fetch(some)[: stop - start]
+    index[start:stop, :found] = _fetch(where)[: stop - start]
     seen(stop - start)
   return values, index
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How queries and candidates lie on the devices.
+
+  Attributes:
+    ways: devices that share the work.
+    queries: rows of a call, of all devices together.
+    calls: so many.
+    candidates: rows, those included that only fill up.
+    columns: of a block.
+  """
+
+  ways: int
+  queries: int
+  calls: int
+  candidates: int
+  columns: int
+
+
+def layout(
+  n: int,
+  count: int,
+  mesh: Mesh | None = None,
+  rows: int = ROWS,
+  columns: int = COLUMNS,
+  portion: int = PORTION,
+) -> Layout:
+  """Lays out a search of n queries among `count` candidates; see `nearest`."""
+  ways = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+  blocks = -(-count // (ways * columns))
+  columns = -(-count // (ways * blocks * _LANES)) * _LANES  # evenly, so that little is filling
+  queries = min(portion, -(-n // (ways * rows)) * rows) * ways
+  return Layout(ways, queries, -(-n // queries), ways * blocks * columns, columns)
+
+
+def lower_search(
+  n: int,
+  count: int,
+  dim: int,
+  k: int,
+  mesh: Mesh,
+  *,
+  recall: float = 0.0,
+  rows: int = ROWS,
+  columns: int = COLUMNS,
+  portion: int = PORTION,
+  platform: str = 'tpu',
+) -> tuple[jax.stages.Lowered, Layout]:
+  """Lowers the search for devices that need not be there, so that it can be compiled for them.
+
+  Args:
+    n, count, dim: queries, candidates, and their dimension.
+    k, recall, rows, columns, portion: see `nearest`.
+    mesh: of those devices, from `jax.experimental.topologies`, say.
+    platform: they are of.
+
+  Returns: the program of one call, and how many calls there are.
+  """
+  shape = layout(n, count, mesh, rows, columns, portion)
+  search = make_search(mesh, min(k, count), rows, shape.columns, recall)
+  split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+  whole = NamedSharding(mesh, PartitionSpec())
+  held = [
+    jax.ShapeDtypeStruct((size, dim), jnp.float32, sharding=split)
+    for size in (shape.queries, shape.candidates)
+  ]
+  traced = search.trace(*held, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole))
+  return traced.lower(lowering_platforms=(platform,)), shape
 
 
 @functools.lru_cache(maxsize=8)
 def make_search(
   mesh: Mesh | None, k: int, rows: int, columns: int, recall: float = 0.0
-) -> Callable[..., tuple[Array, Array]]:
+) -> jax.stages.Wrapped:
   """Returns the compiled search of queries among candidates, both split over the devices.
 
   The function takes queries `[n, dim]`, candidates `[m, dim]`, where each device's share of m is a
@@ -187,10 +258,20 @@ def recall_of(found: Int[np.ndarray, 'n k'], exact: Int[np.ndarray, 'n k']) -> f
 
 
 def _place(x: np.ndarray, mesh: Mesh | None, size: int) -> Array:
+  """Rows on the devices, each a share; zeros fill them up. Each process places what is its own."""
   padded = np.zeros((size, x.shape[1]), np.float32)
   padded[: len(x)] = x
-  sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-  return jax.device_put(padded, sharding)
+  if mesh is None:
+    return jax.device_put(padded)
+  sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+  return jax.make_array_from_callback(padded.shape, sharding, padded.__getitem__)
+
+
+def _fetch(x: Array) -> np.ndarray:
+  """All of an array, on every process."""
+  if not x.is_fully_addressable:
+    x = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)
 
 
 def _check(queries: np.ndarray, candidates: np.ndarray, k: int, recall: float) -> None:
@@ -206,4 +287,6 @@ def _check(queries: np.ndarray, candidates: np.ndarray, k: int, recall: float) -
   for name, x in (('queries', queries), ('candidates', candidates)):
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
-      raise UserError(f'mining: {len(bad)} of {len(x)} {name} are not finite, first number {bad[0]}')
+      raise UserError(
+        f'mining: {len(bad)} of {len(x)} {name} are not finite, first number {bad[0]}'
+      )

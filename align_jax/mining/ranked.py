@@ -6,7 +6,6 @@ negatives. Clusters of different queries overlap.
 
 import dataclasses
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,27 +17,27 @@ from align_jax.errors import require
 from align_jax.mining.pairs import Pairs
 from align_jax.mining.saha import best_owners
 
-REASONS = ('own', 'skipped', 'margin', 'percentage', 'label')
+REASONS = ('own', 'margin', 'percentage', 'label', 'skipped', 'same_owner')
 _ROWS = 1024  # pairs of a block
 
 
 @dataclasses.dataclass(frozen=True)
-class RankedConfig:
+class Rules:
   """Which candidates are no negatives.
 
   Attributes:
-    skip: so many of the nearest, the pair's own not counted (B3 and others: near the top are hidden
-      matches).
-    margin: those whose cosine exceeds the positive's less this; None: no such rule.
-    percentage: those whose cosine exceeds this share of the positive's (NV-Retriever,
-      arXiv 2407.15831: 0.95; `relative_margin` of sentence-transformers is 1 less this).
-    labels: `different` leaves out those of the pair's own label.
+    skip: so many of the nearest that the other rules let pass (near the top are hidden matches).
+    margin: those whose product exceeds the positive's less this; None: no such rule.
+    percentage: those whose product exceeds the positive's less what is missing from 1 here of its
+      size (NV-Retriever, arXiv 2407.15831: 0.95; sentence-transformers says
+      `relative_margin=0.05`); None: no such rule.
+    different_labels: those of the pair's own label.
   """
 
   skip: int = 0
   margin: float | None = None
   percentage: float | None = None
-  labels: Literal['any', 'different'] = 'any'
+  different_labels: bool = False
 
   def __post_init__(self) -> None:
     require(self.skip >= 0, 'config.skip', f'{self.skip} is below 0')
@@ -51,40 +50,45 @@ def ranked(
   values: Float[np.ndarray, 'q depth'],
   pool: Int[np.ndarray, 'q depth'],
   k: int,
-  config: RankedConfig = RankedConfig(),
+  rules: Rules = Rules(),
   labels: Int[np.ndarray, 'm'] | None = None,
 ) -> tuple[Int[np.ndarray, 'n size'], dict[str, int]]:
   """Takes the k hardest candidates of each pair that the rules let pass.
+
+  As `mine_hard_negatives` of sentence-transformers does with `sampling_strategy='top'`: of a query
+  with several positives the weakest is what the others are compared with, and `skip` counts what
+  the other rules have let pass. Here a negative comes with its owner, since a batch needs pairs: of
+  several the one most similar to the query; a candidate whose owner is there already is left out.
 
   Args:
     pairs: what is mined.
     values, pool: the nearest candidates of each query and their products, see `nearest`.
     k: hard negatives of a pair.
-    config: the rules.
+    rules: which candidates are no negatives.
     labels: of the candidates, where the rules ask for them.
 
-  Returns: numbers of pairs, each pair's own first, then the owner most similar to the query of each
-    negative, hardest first, -1 where there are fewer; and how many candidates each rule left out
-    that were no weaker than the last one taken.
+  Returns: numbers of pairs, each pair's own first, then those of its negatives, hardest first, -1
+    where there are fewer; and how many candidates each rule left out that ranked before the last
+    one taken.
   """
   require(
-    config.labels == 'any' or labels is not None, 'config.labels', 'the data have no labels'
+    not rules.different_labels or labels is not None,
+    'config.different_labels',
+    'the data have no labels',
   )
   ends, owners = pairs.owners
   fixed = tuple(jnp.asarray(x) for x in (pairs.queries.astype(np.float32), ends, owners))
   label = np.zeros(len(pairs.candidates), np.int32) if labels is None else labels.astype(np.int32)
-  positive = np.einsum(
-    'nd,nd->n', pairs.queries[pairs.query], pairs.candidates[pairs.candidate], dtype=np.float64
-  ).astype(np.float32)
+  limit = _limits(pairs, rules)
+  own = own_candidates(pairs)
   out = np.full((len(pairs), k + 1), -1, np.int32)
   out[:, 0] = np.arange(len(pairs))
   counts = np.zeros(len(REASONS), np.int64)
-  own = own_candidates(pairs)
   for start in range(0, len(pairs), _ROWS):
     part = np.minimum(np.arange(start, start + _ROWS), len(pairs) - 1)
     real = start + np.arange(_ROWS) < len(pairs)
     query = pairs.query[part]
-    found, dropped = _choose(
+    owner, candidate, dropped = _choose(
       *fixed,
       jnp.asarray(label),
       query,
@@ -92,12 +96,14 @@ def ranked(
       values[query],
       own[query],
       label[pairs.candidate[part]],
-      positive[part],
+      *(x[query] for x in limit),
+      np.int32(rules.skip),
+      np.bool_(rules.different_labels),
       k,
-      config,
+      k * pairs.most[0],
     )
-    number = np.asarray(found)[real]
-    out[start : start + len(number), 1:] = np.where(number >= 0, pairs.last[number], -1)
+    found = pairs.number(np.asarray(owner)[real], np.asarray(candidate)[real])
+    out[start : start + len(found), 1 : 1 + found.shape[1]] = found
     counts += np.asarray(dropped)[real].sum(axis=0)
   return out, dict(zip(REASONS, counts.tolist(), strict=True))
 
@@ -112,7 +118,21 @@ def own_candidates(pairs: Pairs) -> Int[np.ndarray, 'q most']:
   return out
 
 
-@functools.partial(jax.jit, static_argnums=(10, 11))
+def _limits(pairs: Pairs, rules: Rules) -> tuple[Float[np.ndarray, 'q'], Float[np.ndarray, 'q']]:
+  """The largest products of each query that the margin and the percentage let pass."""
+  both = pairs.queries[pairs.query], pairs.candidates[pairs.candidate]
+  weakest = np.full(len(pairs.queries), np.inf)
+  np.minimum.at(weakest, pairs.query, np.einsum('nd,nd->n', *both, dtype=np.float64))
+  none = np.full(len(pairs.queries), np.inf, np.float32)
+  margin, percentage = none, none
+  if rules.margin is not None:
+    margin = (weakest - rules.margin).astype(np.float32)
+  if rules.percentage is not None:
+    percentage = (weakest - abs(weakest) * (1 - rules.percentage)).astype(np.float32)
+  return margin, percentage
+
+
+@functools.partial(jax.jit, static_argnums=(13, 14))
 def _choose(
   queries: Float[Array, 'q dim'],
   ends: Int[Array, 'ends'],
@@ -123,13 +143,29 @@ def _choose(
   values: Float[Array, 'n depth'],
   own: Int[Array, 'n most'],
   own_label: Int[Array, 'n'],
-  positive: Float[Array, 'n'],
+  margin: Float[Array, 'n'],
+  percentage: Float[Array, 'n'],
+  skip: Int[Array, ''],
+  different_labels: Bool[Array, ''],
   k: int,
-  config: RankedConfig,
-) -> tuple[Int[Array, 'n k'], Int[Array, 'n reasons']]:
+  wanted: int,
+) -> tuple[Int[Array, 'n found'], Int[Array, 'n found'], Int[Array, 'n reasons']]:
+  """The owners and candidates of each pair's negatives, and what the rules left out.
+
+  `wanted` is how many candidates have k owners for certain.
+  """
+  depth = pool.shape[1]
+  place = jnp.arange(depth)
+
   def one(
-    query: Array, near: Array, value: Array, own: Array, own_label: Array, positive: Array
-  ) -> tuple[Array, Array]:
+    query: Array,
+    near: Array,
+    value: Array,
+    own: Array,
+    own_label: Array,
+    margin: Array,
+    percentage: Array,
+  ) -> tuple[Array, Array, Array]:
     left = near >= 0
     reasons = []
 
@@ -139,18 +175,25 @@ def _choose(
       left &= ~rule
 
     drop((near[:, None] == own).any(axis=1))
-    drop(jnp.cumsum(left) <= config.skip)
-    drop(value > (jnp.inf if config.margin is None else positive - config.margin))
-    drop(value > (jnp.inf if config.percentage is None else config.percentage * positive))
-    drop((label[near] == own_label) & (config.labels == 'different'))
+    drop(value > margin)
+    drop(value > percentage)
+    drop((label[near] == own_label) & different_labels)
+    drop(jnp.cumsum(left) <= skip)
+    chosen = jnp.where(left & (jnp.cumsum(left) <= wanted), near, -1)
+    nobody = jnp.zeros(len(queries), bool)
+    owner, _ = best_owners(queries, queries[query], chosen, ends, owners, nobody, wanted)
+    before = (owner[:, None] == owner) & (place < place[:, None]) & (owner >= 0)
+    drop(before.any(axis=1))
     taken = left & (jnp.cumsum(left) <= k)
     order = jnp.argsort(~taken, stable=True)[:k]
-    chosen = jnp.where(taken[order], near[order], -1)
-    nobody = jnp.zeros(len(queries), bool)
-    owner, _ = best_owners(queries, queries[query], chosen, ends, owners, nobody, k)
-    owner = jnp.pad(owner, (0, k - len(owner)), constant_values=-1)
-    last = jnp.max(jnp.where(taken, jnp.arange(len(near)), -1))
-    seen = (jnp.arange(len(near)) <= last) | (taken.sum() < k)
-    return owner, jnp.stack([(reason & seen).sum() for reason in reasons])
+    last = jnp.max(jnp.where(taken, place, -1))
+    seen = (place <= last) | (taken.sum() < k)
+    return (
+      jnp.where(taken[order], owner[order], -1),
+      jnp.where(taken[order], near[order], -1),
+      jnp.stack([(reason & seen).sum() for reason in reasons]),
+    )
 
-  return jax.lax.map(lambda args: one(*args), (query, pool, values, own, own_label, positive))
+  return jax.lax.map(
+    lambda args: one(*args), (query, pool, values, own, own_label, margin, percentage)
+  )

@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, Int
 
 from align_jax.mining.pairs import Pairs
 
-_CHUNK = 128  # owners that are looked at together
+_CHUNK = 96  # owners that are looked at together: the paper's pool, of an owner each
 
 
 def saha(
   pairs: Pairs, pool: Int[np.ndarray, 'q depth'], k: int, mult: int, *, labelled: bool = False
-) -> Int[np.ndarray, 'clusters size']:
+) -> tuple[Int[np.ndarray, 'clusters size'], dict[str, int]]:
   """Builds the clusters.
 
   Phase 1 takes the pairs in order, whose query is not used yet. It walks the query's nearest
@@ -39,25 +39,36 @@ def saha(
     mult: how many times k owners are gathered.
     labelled: keep the first k owners found: for labelled classes, where another class is no match.
 
-  Returns: numbers of pairs, the query's own first; -1 where a cluster has fewer than k + 1.
+  Returns: numbers of pairs, the query's own first, -1 where a cluster has fewer than k + 1 (as
+    published, a pair may be in a cluster twice); and counts: owners gathered, those of them left
+    out for being the more similar ones, clusters of phase 2, queries that are in no cluster.
   """
   ends, owners = pairs.owners
   held = [jnp.asarray(x) for x in (pairs.queries.astype(np.float32), pool, ends, owners)]
   rows = jnp.asarray(pairs.query), jnp.asarray(pairs.candidate)
   used = jnp.zeros(len(pairs.queries), bool)
-  found = []
+  found, gathered = [], 0
   for caps in (k * mult, 2 * k * mult):
     again = bool(np.asarray(used).any())  # phase 2: those used before may be owners
     taken = jnp.zeros_like(used) if again else used
-    made, kept, used = _phase(*held, *rows, used, taken, k, caps, labelled, again)
+    made, kept, many, used = _phase(
+      *held, *rows, used, taken, np.int32(caps), np.bool_(labelled), np.bool_(again), k
+    )
     where = np.flatnonzero(made)
     negatives = np.asarray(kept)[where]
     members = np.where(negatives >= 0, pairs.last[negatives], -1)
     found.append(np.concatenate([where[:, None].astype(np.int32), members], axis=1))
-  return np.concatenate(found)
+    gathered += int(np.asarray(many, np.int64).sum())
+  clusters = np.concatenate(found)
+  return clusters, {
+    'gathered': gathered,
+    'similar_queries': gathered - int((clusters[:, 1:] >= 0).sum()),
+    'second_phase': len(found[1]),
+    'left_over': int((~np.asarray(used)).sum()),
+  }
 
 
-@functools.partial(jax.jit, static_argnums=(8, 9, 10, 11))
+@functools.partial(jax.jit, static_argnums=11)
 def _phase(
   queries: Float[Array, 'q dim'],
   pool: Int[Array, 'q depth'],
@@ -67,12 +78,13 @@ def _phase(
   candidate: Int[Array, 'n'],
   used: Bool[Array, 'q'],
   taken: Bool[Array, 'q'],
+  cap: Int[Array, ''],
+  labelled: Bool[Array, ''],
+  again: Bool[Array, ''],
   k: int,
-  cap: int,
-  labelled: bool,
-  again: bool,
-) -> tuple[Bool[Array, 'n'], Int[Array, 'n k'], Bool[Array, 'q']]:
-  """One phase: whether each pair has a cluster, its k owners (-1: fewer), and who is used now.
+) -> tuple[Bool[Array, 'n'], Int[Array, 'n k'], Int[Array, 'n'], Bool[Array, 'q']]:
+  """One phase: whether each pair has a cluster, its k owners (-1: fewer) of how many that were
+  gathered, and who is used now.
 
   `taken` may not be owners: in phase 1 those used, in phase 2 (`again`) the owners of phase 2.
   """
@@ -81,10 +93,10 @@ def _phase(
     used, taken = carry
     number, own = pair
 
-    def skip() -> tuple[Array, Array]:
-      return jnp.bool_(False), jnp.full(k, -1, jnp.int32)
+    def skip() -> tuple[Array, Array, Array]:
+      return jnp.bool_(False), jnp.full(k, -1, jnp.int32), jnp.int32(0)
 
-    def cluster() -> tuple[Array, Array]:
+    def cluster() -> tuple[Array, Array, Array]:
       near = pool[number]
       owner, score = best_owners(
         queries, queries[number], jnp.where(near == own, -1, near), ends, owners, taken, cap
@@ -92,23 +104,21 @@ def _phase(
       there = owner >= 0
       there &= jnp.cumsum(there) <= cap
       rank = jnp.arange(len(owner))
-      order = jnp.where(there, rank if labelled else score, jnp.inf)
-      chosen = jnp.argsort(order, stable=True)[:k]
+      order = jnp.where(there, jnp.where(labelled, rank, score), jnp.inf)
+      _, chosen = jax.lax.top_k(-order, min(k, len(order)))  # of equal ones the first
       kept = jnp.where(there[chosen], owner[chosen], -1)
       kept = jnp.pad(kept, (0, k - len(kept)), constant_values=-1)
-      return there.any(), kept
+      return there.any(), kept, there.sum(dtype=jnp.int32)
 
-    made, kept = jax.lax.cond(used[number], skip, cluster)
+    made, kept, many = jax.lax.cond(used[number], skip, cluster)
     # the place after the last is nobody's
     mark = jnp.where(kept >= 0, kept, len(used))
     used = used.at[mark].set(True, mode='drop').at[number].max(made)
-    taken = taken.at[mark].set(True, mode='drop')
-    if not again:
-      taken = used
-    return (used, taken), (made, kept)
+    taken = taken.at[mark].set(True, mode='drop').at[number].max(made & ~again)
+    return (used, taken), (made, kept, many)
 
-  (used, _), (made, kept) = jax.lax.scan(step, (used, taken), (query, candidate))
-  return made, kept, used
+  (used, _), (made, kept, many) = jax.lax.scan(step, (used, taken), (query, candidate))
+  return made, kept, many, used
 
 
 def best_owners(
@@ -118,7 +128,7 @@ def best_owners(
   ends: Int[Array, 'ends'],
   owners: Int[Array, 'owned'],
   taken: Bool[Array, 'q'],
-  cap: int,
+  cap: int | Int[Array, ''],
 ) -> tuple[Int[Array, 'depth'], Float[Array, 'depth']]:
   """Finds of each candidate the owner most similar to a query, and how similar.
 
@@ -145,10 +155,11 @@ def best_owners(
   def look(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     at, owner, best = carry
     entry = at + jnp.arange(_CHUNK)
-    rank = jnp.minimum(jnp.searchsorted(stop, entry, side='right'), depth - 1)
+    rank = jnp.searchsorted(stop, entry, side='right', method='compare_all')
+    rank = jnp.minimum(rank, depth - 1)
     who = owners[jnp.where(entry < total, start[rank] + entry - (stop - many)[rank], 0)]
     free = (entry < total) & ~taken[who]
-    score = jnp.where(free, jnp.sum(queries[who] * query, axis=-1), -jnp.inf)
+    score = jnp.where(free, jnp.dot(queries[who], query, precision='highest'), -jnp.inf)
     now = best.at[rank].max(score)
     first = jnp.where(free & (score == now[rank]), jnp.arange(_CHUNK), _CHUNK)
     first = jnp.full(depth, _CHUNK).at[rank].min(first)

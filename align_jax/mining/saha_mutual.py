@@ -1,21 +1,28 @@
-"""`saha_mutual`: SaHa's query-space filter and B3's mutual hardness in one, whatever the data order.
+"""`saha_mutual`: SaHa's query-space filter and B3's mutual hardness in one, in any data order.
 
 SaHa asks that a negative be near while its owner's query is not, but only of the one query that a
 cluster grows from, in the order of the data. B3 asks that hardness go both ways, but takes the very
-nearest for hidden matches by their rank alone. Here every pair ranks the others; of those it keeps
-the share whose queries are least like its own; an edge needs both ends to keep each other. What
-either end has dropped may never share a cluster with it. Clusters grow by mean linkage: two merge
-if they are each other's hardest partner.
+nearest for hidden matches by their rank alone. Here a near pair is a hidden match if the two could
+exchange their candidates at no loss and their queries are alike (`hidden`); hidden matches never
+share a cluster. How hard two pairs are for each other is the mean of both products. Clusters grow
+by merging those that are each other's hardest (`grow`); what is left over is dealt out to where it
+is hardest, and pairs swap places as long as that makes clusters harder (`places`).
 """
 
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+from scipy import sparse
 
 from align_jax.errors import require
-from align_jax.mining.graph import Edges, mutual, ranked_pairs
+from align_jax.mining.apart import VETO, Apart
+from align_jax.mining.graph import ranked_pairs
+from align_jax.mining.grow import grow
+from align_jax.mining.hidden import alike, exchange_loss, largest_loss
 from align_jax.mining.pairs import Pairs
+from align_jax.mining.places import both_sides, deal, dealt, rows_of, swap
+from align_jax.mining.products import products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +30,20 @@ class MutualConfig:
   """How clusters are built.
 
   Attributes:
-    keep: share of the ranked others of a pair that are no hidden matches, by query-query cosine.
+    alike: hidden matches are looked for among this share of a pair's ranked others, those whose
+      queries are most like its own.
+    missed: share of the hidden matches that may be missed: smaller ones cost more that are none.
+    swaps: rounds of swaps, at most.
   """
 
-  keep: float = 0.5
+  alike: float = 0.5
+  missed: float = 0.01
+  swaps: int = 10
 
   def __post_init__(self) -> None:
-    require(0 < self.keep <= 1, 'config.keep', f'{self.keep} is no share above 0')
+    require(0 < self.alike <= 1, 'config.alike', f'{self.alike} is no share above 0')
+    require(0 <= self.missed < 1, 'config.missed', f'{self.missed} is no share below 1')
+    require(self.swaps >= 0, 'config.swaps', f'{self.swaps} is below 0')
 
 
 def saha_mutual(
@@ -46,161 +60,45 @@ def saha_mutual(
     values, pool: the nearest candidates of each query, see `nearest`.
     k: hard negatives of a pair: clusters are of k + 1 pairs.
 
-  Returns: numbers of pairs, -1 where the last clusters are smaller; and counts: ranked others,
-    those dropped by the filter, mutual edges, pairs that fill clusters without an edge to them.
+  Returns: numbers of pairs, each in one place, -1 where the last places are empty; and counts:
+    pairs ranked, hidden matches and hard partners among them (each two once), pairs dealt out to
+    other clusters, swaps, and pairs that are with a hidden match after all, for want of room.
   """
-  count, size = len(pairs), k + 1
-  left, right, weight = ranked_pairs(pairs, values, pool, 0, pool.shape[1])
-  kept = least_similar(pairs, left, right, config.keep)
-  edges = mutual(count, left[kept], right[kept], weight[kept])
-  vetoes = _keys(count, left[~kept], right[~kept])
-  alone = Edges(edges.left, edges.right, edges.weight)
-  is_vetoed = _member(_keys(count, alone.left, alone.right), vetoes)
-  edges = Edges(*(x[~is_vetoed] for x in (alone.left, alone.right, alone.weight)))
-  label = grow(count, edges, vetoes, size)
-  clusters, filled = fill(label, vetoes, pairs, size)
-  return clusters, {
+  n, size = len(pairs), k + 1
+  left, right, across = ranked_pairs(pairs, values, pool, 0, pool.shape[1])
+  back = products(pairs.queries, pairs.candidates, pairs.query[right], pairs.candidate[left])
+  loss = exchange_loss(pairs, left, right, across, back)
+  hidden = loss <= largest_loss(loss, config.missed)
+  hidden &= alike(pairs, left, right, config.alike)
+  # Whom neither ranks counts 0: who is ranked counts by how much more that is.
+  least = np.where(np.isfinite(values), values, np.inf).min(axis=1)[pairs.query]
+  weight = np.maximum((across + back - least[left] - least[right]) / 2, 0)
+  vetoes = _either(n, left[hidden], right[hidden], np.ones(int(hidden.sum())))
+  graph = _either(n, left, right, weight)
+  graph = sparse.csr_array(graph - graph.multiply(vetoes))  # a hidden match is no hard partner
+  graph.eliminate_zeros()
+  u, apart = both_sides(pairs), Apart.of(pairs, sparse.csr_array(VETO * vetoes))
+  label = grow(graph, apart, size)
+  cluster = deal(label, u, apart, size)
+  cluster, swaps = swap(cluster, graph, u, apart, size, config.swaps)
+  return rows_of(cluster, size), {
     'ranked': len(left),
-    'similar_queries': int((~kept).sum()),
-    'mutual_edges': len(edges.left),
-    'fillers': filled,
+    'hidden': vetoes.nnz // 2,
+    'hard': graph.nnz // 2,
+    'dealt': dealt(label, size),
+    'swaps': swaps,
+    'with_hidden': apart.close(cluster),
   }
 
 
-def least_similar(
-  pairs: Pairs, left: Int[np.ndarray, 'e'], right: Int[np.ndarray, 'e'], share: float
-) -> Bool[np.ndarray, 'e']:
-  """Says of each ranked pair whether its query is among the share least like the ranking one's."""
-  cosine = np.concatenate(
-    [
-      np.einsum(
-        'nd,nd->n', pairs.queries[pairs.query[left[at]]], pairs.queries[pairs.query[right[at]]]
-      )
-      for at in np.array_split(np.arange(len(left)), max(1, len(left) // 65_536))
-    ]
-  )
-  order = np.lexsort((right, cosine, left))
-  first = np.searchsorted(left[order], left[order])
-  many = np.bincount(left, minlength=len(pairs))[left[order]]
-  kept = np.empty(len(left), bool)
-  kept[order] = np.arange(len(left)) - first < np.ceil(share * many)
-  return kept
-
-
-def grow(
-  count: int, edges: Edges, vetoes: Int[np.ndarray, 'v'], size: int
-) -> Int[np.ndarray, 'count']:
-  """Merges clusters that are each other's hardest partner, up to `size` pairs.
-
-  Args:
-    count: pairs, each of which is a cluster at first.
-    edges: between pairs; clusters are as hard for each other as all their edges together, missing
-      ones counting 0, divided by the number of their pairs of members.
-    vetoes: sorted `left * count + right` of pairs that may not share a cluster.
-    size: the most pairs of a cluster.
-
-  Returns: the cluster of each pair, named by its first pair.
-  """
-  label = np.arange(count, dtype=np.int64)
-  sizes = np.ones(count, np.int64)
-  key = _keys(count, edges.left, edges.right, unique=False)
-  order = np.argsort(key)
-  key, weight = key[order], edges.weight[order].astype(np.float64)
-  while len(key):
-    low, high = key // count, key % count
-    gain = weight / (sizes[low] * sizes[high])
-    # one order over all edges: the first edge of all is the first of both its clusters
-    order = np.lexsort((key, -gain))
-    rank = np.empty(len(key), np.int64)
-    rank[order] = np.arange(len(key))
-    best = np.full(count, len(key), np.int64)
-    np.minimum.at(best, low, rank)
-    np.minimum.at(best, high, rank)
-    merged = (best[low] == rank) & (best[high] == rank)
-    label[high[merged]] = low[merged]
-    sizes[low[merged]] += sizes[high[merged]]
-    label = label[label]
-    key, weight = _total(_relabel(count, key, label), weight)
-    vetoes, _ = _total(_relabel(count, vetoes, label), np.zeros(len(vetoes)))
-    low, high = key // count, key % count
-    fits = (low != high) & (sizes[low] + sizes[high] <= size) & ~_member(key, vetoes)
-    key, weight = key[fits], weight[fits]
-  return label
-
-
-def fill(
-  label: Int[np.ndarray, 'count'], vetoes: Int[np.ndarray, 'v'], pairs: Pairs, size: int
-) -> tuple[Int[np.ndarray, 'clusters size'], int]:
-  """Makes clusters of equal size: the smallest are dealt out to the largest.
-
-  A filler goes where no one of the cluster was dropped by it or has its query or candidate, if there
-  is such a place.
-
-  Returns: clusters, -1 where the last are smaller; and how many fillers there are.
-  """
-  count = len(label)
-  names, sizes = np.unique(label, return_counts=True)
-  order = np.lexsort((names, -sizes))
-  members = np.split(np.argsort(label, kind='stable'), np.cumsum(sizes)[:-1])
-  wanted = -(-count // size)
-  rows = [members[i].tolist() for i in order[:wanted]]
-  rows += [[] for _ in range(wanted - len(rows))]
-  spare = sorted(int(i) for place in order[wanted:] for i in members[place])
-  against: dict[int, set[int]] = {i: set() for i in spare}
-  for low, high in zip((vetoes // count).tolist(), (vetoes % count).tolist(), strict=True):
-    if low in against:
-      against[low].add(high)
-    if high in against:
-      against[high].add(low)
-  open_ = [row for row in rows if len(row) < size]
-  for node in spare:
-    clash = against[node]
-
-    def suits(row: list[int], node: int = node, clash: set[int] = clash) -> bool:
-      return not any(
-        other in clash
-        or pairs.query[other] == pairs.query[node]
-        or pairs.candidate[other] == pairs.candidate[node]
-        for other in row
-      )
-
-    place = next((i for i, row in enumerate(open_) if suits(row)), 0)
-    open_[place].append(node)
-    if len(open_[place]) == size:
-      del open_[place]
-  out = np.full((wanted, size), -1, np.int32)
-  for number, row in enumerate(sorted(rows, key=lambda row: (-len(row), row))):
-    out[number, : len(row)] = sorted(row)
-  return out, len(spare)
-
-
-def _keys(
-  count: int, left: Int[np.ndarray, 'e'], right: Int[np.ndarray, 'e'], unique: bool = True
-) -> Int[np.ndarray, 'k']:
-  low, high = np.minimum(left, right).astype(np.int64), np.maximum(left, right).astype(np.int64)
-  key = low * count + high
-  return np.unique(key) if unique else key
-
-
-def _relabel(
-  count: int, key: Int[np.ndarray, 'e'], label: Int[np.ndarray, 'count']
-) -> Int[np.ndarray, 'e']:
-  return _keys(count, label[key // count], label[key % count], unique=False)
-
-
-def _total(
-  key: Int[np.ndarray, 'e'], weight: Float[np.ndarray, 'e']
-) -> tuple[Int[np.ndarray, 'k'], Float[np.ndarray, 'k']]:
-  """Adds up the weights of equal keys."""
-  if not len(key):
-    return key, weight
-  order = np.argsort(key, kind='stable')
-  names, first = np.unique(key[order], return_index=True)
-  return names, np.add.reduceat(weight[order], first)
-
-
-def _member(key: Int[np.ndarray, 'e'], sorted_keys: Int[np.ndarray, 'k']) -> Bool[np.ndarray, 'e']:
-  if not len(sorted_keys):
-    return np.zeros(len(key), bool)
-  place = np.minimum(np.searchsorted(sorted_keys, key), len(sorted_keys) - 1)
-  return sorted_keys[place] == key
+def _either(
+  n: int,
+  left: Int[np.ndarray, 'e'],
+  right: Int[np.ndarray, 'e'],
+  weight: Float[np.ndarray, 'e'],
+) -> sparse.csr_array:
+  """A graph with the edges that either end ranks, of both weights the larger."""
+  one = sparse.coo_array((weight.astype(np.float64), (left, right)), shape=(n, n)).tocsr()
+  graph = sparse.csr_array(one.maximum(one.T.tocsr()))
+  graph.eliminate_zeros()
+  return graph

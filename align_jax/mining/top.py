@@ -22,7 +22,8 @@ def top_k(
   n, m = values.shape
   size = group_size(m, k)
   if size == 1:
-    return jax.lax.top_k(values, min(k, m))
+    best, place = jax.lax.top_k(values, min(k, m))
+    return best, place
   groups = values.reshape(n, m // size, size)
   _, chosen = jax.lax.top_k(groups.max(axis=-1), k)
   chosen = jnp.sort(chosen, axis=-1)  # further left comes first, whatever the maxima

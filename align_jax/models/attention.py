@@ -54,7 +54,8 @@ def attend(
   # takes a quarter longer
   query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
   batch, _, length, size = query.shape
-  query = (query * size**-0.5).reshape(batch, groups, -1, size)  # all that share keys in one product
+  # all that share keys in one product
+  query = (query * size**-0.5).reshape(batch, groups, -1, size)
   # float32 out of the product itself: a bfloat16 logit of 20 is right to 0.06 only
   logits = jnp.einsum('bhld,bhkd->bhlk', query, key, preferred_element_type=jnp.float32)
   logits = logits.reshape(batch, heads, length, -1)

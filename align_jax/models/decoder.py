@@ -79,7 +79,9 @@ class DecoderConfig:
       f'{where}.kv_heads',
       f'{self.kv_heads} does not divide the {self.heads} heads',
     )
-    require(self.head_dim % 2 == 0, f'{where}.head_dim', f'{self.head_dim} is odd; rotations pair up')
+    require(
+      self.head_dim % 2 == 0, f'{where}.head_dim', f'{self.head_dim} is odd; they turn in pairs'
+    )
 
   def flops(self, length: int) -> int:
     """Operations of a sequence forward, matrix products alone, without the head at the end."""
@@ -313,9 +315,7 @@ class Decoder(nnx.Module):
   def logits(self, hidden: Float[Array, '*batch width']) -> Float[Array, '*batch vocab']:
     """Of the next token, float32."""
     kernel = self.token[...].T if self.head is None else self.head.kernel[...]
-    return jnp.matmul(
-      hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def rotations(
@@ -344,7 +344,7 @@ def rotate(
 ) -> Float[Array, 'batch length heads size']:
   """Turns the pairs (first half, second half) of each head by their angles, in float32.
 
-  Source: Su et al. 2021, arXiv 2104.09864, equation 34, in the order of GPT-NeoX and `transformers`.
+  Source: Su et al. 2021, arXiv 2104.09864, equation 34, in the order of `transformers`.
   """
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[:, :, None], sin[:, :, None]

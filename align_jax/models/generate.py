@@ -196,8 +196,6 @@ def _select(state: _State, source: Int[Array, 'rows']) -> _State:
   return _State(state.logits[source], cache, state.length[source])
 
 
-def is_finished(
-  texts: Int[Array, 'batch most'], end_id: int
-) -> Bool[Array, 'batch']:
+def is_finished(texts: Int[Array, 'batch most'], end_id: int) -> Bool[Array, 'batch']:
   """Says which texts have an end."""
   return (texts == end_id).any(axis=1)

@@ -5,9 +5,7 @@ Source: LLaVA, Liu et al. 2023, arXiv 2304.08485, section 4.1, with the projecto
 """
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -56,9 +54,7 @@ class Projector(nnx.Module):
     self.second = Linear((size[1], size[1]), ('mlp', 'embed'), rngs, bias=bias)
     self.activation = config.projector_activation
 
-  def __call__(
-    self, x: Float[Array, 'images patches in']
-  ) -> Float[Array, 'images patches out']:
+  def __call__(self, x: Float[Array, 'images patches in']) -> Float[Array, 'images patches out']:
     return self.second(activate(self.activation)(self.first(x)))
 
 
@@ -71,9 +67,7 @@ class Multimodal(nnx.Module):
     self.projector = Projector(config, rngs)
     self.decoder = Decoder(config.decoder, rngs)
 
-  def see(
-    self, images: Array, gate: Gate = None
-  ) -> Float[Array, 'batch patches width']:
+  def see(self, images: Array, gate: Gate = None) -> Float[Array, 'batch patches width']:
     """What the decoder reads of images.
 
     Args:
