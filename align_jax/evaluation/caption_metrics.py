@@ -82,7 +82,7 @@ def bleu4(
   ]
   score = sacrebleu.corpus_bleu(
     [' '.join(caption) for caption in captions],
-    columns,
+    columns,  # type: ignore[arg-type]  # None is documented
     smooth_method='none',
     tokenize='none',
     force=True,

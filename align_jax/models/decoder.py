@@ -214,7 +214,7 @@ class GroupedAttention(nnx.Module):
     key = rotate(self.key(x, gate).reshape(batch, length, -1, size), *rotation)
     value = self.value(x, gate).reshape(batch, length, -1, size)
     if kept is not None:
-      start = (0, first, 0, 0)
+      start = (0, 0 if first is None else first, 0, 0)
       key = jax.lax.dynamic_update_slice(kept[0], key.astype(kept[0].dtype), start)
       value = jax.lax.dynamic_update_slice(kept[1], value.astype(kept[1].dtype), start)
       kept = key, value
@@ -309,8 +309,10 @@ class Decoder(nnx.Module):
     keys = jax.lax.dynamic_update_slice(cache.segment, segment, (0, cache.used))
     mask = attention_mask(segment, keys, cache.used)
     rotation = rotations(self.config, position)
-    x, kept = self.blocks.step(x, (cache.key, cache.value), rotation, mask, gate, cache.used)
-    return self.norm(x), Cache(*kept, keys, cache.used + segment.shape[1])
+    x, (key, value) = self.blocks.step(
+      x, (cache.key, cache.value), rotation, mask, gate, cache.used
+    )
+    return self.norm(x), Cache(key, value, keys, cache.used + segment.shape[1])
 
   def logits(self, hidden: Float[Array, '*batch width']) -> Float[Array, '*batch vocab']:
     """Of the next token, float32."""

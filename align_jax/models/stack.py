@@ -87,7 +87,8 @@ class Stack(nnx.Module):
       layer, own = both
       if execution.fetch is not None:
         layer = _fetched(layer, execution.fetch, self.prefix)
-      return nnx.merge(graphdef, layer).step(x, own, *inputs)
+      block: Any = nnx.merge(graphdef, layer)
+      return block.step(x, own, *inputs)
 
     if execution.scan:
       return jax.lax.scan(run, x, (params, state))
