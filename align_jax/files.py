@@ -10,7 +10,7 @@ from align_jax.errors import UserError
 from align_jax.storage import TEMPORARY, AnyPath, is_remote, write_object
 
 
-def write_file(path: str | AnyPath, text: str) -> None:
+def write_file(path: str | AnyPath, content: str | bytes) -> None:
   """Writes a file aside, then renames it: a reader sees the old one or the new one.
 
   An object in a bucket is replaced in one step by itself.
@@ -19,16 +19,17 @@ def write_file(path: str | AnyPath, text: str) -> None:
     UserError: a full or read-only disk, a store that does not answer; the old file stays.
   """
   path = str(path)
+  data = content.encode() if isinstance(content, str) else content
   if is_remote(path):
-    write_object(path, text.encode())
+    write_object(path, data)
     return
   folder = os.path.dirname(path)
   temporary = aside(path)
   try:
     with disk_errors(folder):
       os.makedirs(folder or '.', exist_ok=True)
-      with open(temporary, 'w', encoding='utf-8') as file:
-        file.write(text)
+      with open(temporary, 'wb') as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
       os.replace(temporary, path)

@@ -26,9 +26,9 @@ import jax
 import numpy as np
 
 from align_jax.errors import UserError, require
-from align_jax.files import disk_errors
+from align_jax.files import write_file
 from align_jax.mining.strategy import Mined
-from align_jax.storage import TEMPORARY, is_remote, read_bytes, write_object
+from align_jax.storage import read_bytes
 
 _FORMAT, _SCHEMA = 'align_jax.batch_plan', 1
 
@@ -104,24 +104,7 @@ def save_plan(path: str | os.PathLike[str], plan: BatchPlan) -> None:
   head, body = _encode(plan)
   line = json.dumps({**head, 'sha256': _sha256(head, body)}).encode()
   data = gzip.compress(line + b'\n' + body, mtime=0)  # no time in it: equal plans, equal files
-  path = os.fspath(path)
-  if is_remote(path):
-    write_object(path, data)
-    return
-  folder, name = os.path.split(path)
-  temporary = os.path.join(folder, f'.{name}{TEMPORARY}{os.getpid()}')
-  try:
-    with disk_errors(folder):
-      os.makedirs(folder or '.', exist_ok=True)
-      with open(temporary, 'wb') as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      os.remove(temporary)
-    raise
+  write_file(os.fspath(path), data)
 
 
 def load_plan(path: str | os.PathLike[str]) -> BatchPlan:
