@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-  from align_jax.api import TrackEncoder
+  from align_jax.api import MultimodalModel, TrackEncoder
 
 
 def load(spec: str, track: Literal['real', 'generated'] = 'real') -> 'TrackEncoder':
@@ -11,3 +11,10 @@ def load(spec: str, track: Literal['real', 'generated'] = 'real') -> 'TrackEncod
   from align_jax import api  # here: importing a part of the package loads that part alone
 
   return api.load(spec, track)
+
+
+def load_multimodal(spec: str, track: Literal['real', 'generated'] = 'real') -> 'MultimodalModel':
+  """Loads a model that answers questions about images, see `align_jax.api.load_multimodal`."""
+  from align_jax import api
+
+  return api.load_multimodal(spec, track)

@@ -11,7 +11,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax import Array
 from jaxtyping import Float, Int
 from PIL import Image
 
+from align_jax.answerer import Answerer, load_answerer, load_llava
 from align_jax.config import build
 from align_jax.data.images import ImageError, convert_picture, decode_picture
 from align_jax.data.tokenizer import load_tokenizer
@@ -64,12 +65,7 @@ class TrackEncoder:
     Raises:
       UserError: one that cannot be decoded, with its place in the list.
     """
-    transform = self.encoder.transform
-    rng = np.random.default_rng(0)  # the transform of evaluation draws nothing
-    pixels = [
-      apply_to_picture(transform, open_picture(image, place), rng)
-      for place, image in enumerate(images)
-    ]
+    pixels = _pixels(images, self.encoder.transform)
     if not pixels:
       raise UserError('nothing to embed: the list of images is empty')
     return self.encoder.embed_images(np.stack(pixels), self.track)
@@ -95,6 +91,58 @@ def load(spec: str, track: Modality = 'real') -> TrackEncoder:
       raise UserError(f'{spec}: holds one track; leave track out')
     return TrackEncoder(_load_folder(spec.removeprefix('hf:')), track)
   return TrackEncoder(load_run(open_path(spec.removeprefix('run:'))), track)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultimodalModel:
+  """A model that answers questions about images, see `align_jax.load_multimodal`.
+
+  Attributes:
+    answerer: the model.
+    track: that reads the images, `real` or `generated`.
+  """
+
+  answerer: Answerer
+  track: Modality
+
+  def answer(
+    self, images: Sequence[AnyImage], questions: str | Sequence[str], **settings: Any
+  ) -> list[str]:
+    """Answers a question about each image.
+
+    Args:
+      images: pictures of Pillow, uint8 arrays, names of files, or the bytes of files.
+      questions: one for each image, or one for all.
+      settings: `system`, `most`, `beams`, `temperature`, `top_p`, `seed`, see `Answerer.answer`.
+
+    Raises:
+      UserError: an image that cannot be decoded, a number of questions that is not theirs.
+    """
+    pixels = _pixels(images, self.answerer.transform)
+    if not pixels:
+      return []
+    asked = [questions] * len(pixels) if isinstance(questions, str) else list(questions)
+    return self.answerer.answer(np.stack(pixels), asked, modality=self.track, **settings)
+
+
+def load_multimodal(spec: str, track: Modality = 'real') -> MultimodalModel:
+  """Loads a model that answers.
+
+  Args:
+    spec: the folder of a training run (`run:` may stand before it), or `hf:` and the folder or hub
+      id of a LLaVA.
+    track: through which track images go. A Hugging Face folder holds one, and is `real`.
+
+  Raises:
+    UserError: no such folder, a model that does not answer, or a track that it does not hold.
+  """
+  folder = spec.removeprefix('hf:')
+  answerer = (
+    load_llava(folder) if folder != spec else load_answerer(open_path(spec.removeprefix('run:')))
+  )
+  if track == 'generated' and answerer.config.image_lora is None:
+    raise UserError(f'{spec}: holds one track; leave track out')
+  return MultimodalModel(answerer, track)
 
 
 def load_text_embedder(spec: str) -> Callable[[Sequence[str]], Float[np.ndarray, 'n dim']]:
@@ -155,6 +203,14 @@ def nearest(
   """
   require(len(candidates) > 0 and count > 0, 'nearest', 'needs candidates and a count from 1')
   return retrieval.nearest(queries, candidates, count)
+
+
+def _pixels(images: Sequence[AnyImage], transform: Transform) -> list[np.ndarray]:
+  rng = np.random.default_rng(0)  # the transform of evaluation draws nothing
+  return [
+    apply_to_picture(transform, open_picture(image, place), rng)
+    for place, image in enumerate(images)
+  ]
 
 
 def open_picture(image: AnyImage, place: int = 0) -> Image.Image:

@@ -77,32 +77,39 @@ class Tokenizer:
     return rows
 
   def save(self, folder: str | storage.AnyPath) -> None:
-    """Writes a folder that `load_tokenizer` and Hugging Face read; aside first, then renamed.
+    """Writes a folder that `load_tokenizer` and Hugging Face read, see `save_folder`."""
+    save_folder(folder, self.write)
 
-    Into a bucket it is uploaded file by file.
-    """
-    if storage.is_remote(folder):
-      with tempfile.TemporaryDirectory(prefix='align_jax-') as scratch:
-        self.write(Path(scratch))
-        for path in sorted(Path(scratch).iterdir()):
-          storage.write_object(f'{os.fspath(folder)}/{path.name}', path.read_bytes())
-      return
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
-      self.write(aside)
+
+def save_folder(folder: str | storage.AnyPath, write: Callable[[Path], Any]) -> None:
+  """Writes the files of a folder aside first, then renamed; into a bucket file by file.
+
+  Args:
+    folder: where to.
+    write: writes the files into an empty folder.
+  """
+  if storage.is_remote(folder):
+    with tempfile.TemporaryDirectory(prefix='align_jax-') as scratch:
+      write(Path(scratch))
+      for path in sorted(Path(scratch).iterdir()):
+        storage.write_object(f'{os.fspath(folder)}/{path.name}', path.read_bytes())
+    return
+  folder = Path(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  aside = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+  try:
+    write(aside)
+    for path in aside.iterdir():
+      with path.open('rb') as file:
+        os.fsync(file.fileno())
+    if folder.exists():  # a folder cannot be replaced in one step, its files can
       for path in aside.iterdir():
-        with path.open('rb') as file:
-          os.fsync(file.fileno())
-      if folder.exists():  # a folder cannot be replaced in one step, its files can
-        for path in aside.iterdir():
-          os.replace(path, folder / path.name)
-      else:
-        aside.chmod(0o755)  # mkdtemp makes it private
-        os.replace(aside, folder)
-    finally:
-      shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, folder / path.name)
+    else:
+      aside.chmod(0o755)  # mkdtemp makes it private
+      os.replace(aside, folder)
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -163,7 +170,7 @@ def load_tokenizer(folder: str | storage.AnyPath) -> Tokenizer:
   if storage.is_remote(folder):
     with tempfile.TemporaryDirectory(prefix='align_jax-') as scratch:
       try:
-        return load_tokenizer(_fetched(os.fspath(folder), Path(scratch)))
+        return load_tokenizer(fetched(os.fspath(folder), Path(scratch)))
       except UserError as error:
         raise UserError(str(error).replace(scratch, os.fspath(folder))) from error
   folder = Path(folder)
@@ -179,7 +186,7 @@ def load_tokenizer(folder: str | storage.AnyPath) -> Tokenizer:
   return _foreign(folder)
 
 
-def _fetched(folder: str, scratch: Path) -> Path:
+def fetched(folder: str, scratch: Path) -> Path:
   """Copies the files of a folder in a bucket."""
   found = storage.find(f'{folder.rstrip("/")}/*')
   if not found:
@@ -232,34 +239,41 @@ def _special_id(backend: tokenizers.Tokenizer, token: str) -> int:
   return found
 
 
-def _foreign(folder: Path) -> Tokenizer:
-  """Wraps what `transformers` makes of a folder."""
+def read_hf(folder: Path) -> Any:
+  """Reads what `transformers` makes of a local folder; no code of the folder runs.
+
+  Raises:
+    UserError: no tokenizer in it.
+  """
   if not any((folder / name).is_file() for name in _VOCABULARIES):
     raise UserError(f'{folder}: no vocabulary in it; copy its {_VOCABULARIES[0]} there')
   import transformers  # here: it takes a second, and our own folders do without
 
   try:
-    hf = transformers.AutoTokenizer.from_pretrained(
+    return transformers.AutoTokenizer.from_pretrained(
       str(folder), local_files_only=True, trust_remote_code=False
     )
   except Exception as error:
     raise UserError(
       f'{folder}: transformers cannot read this tokenizer ({_line(error)})'
     ) from error
-  if getattr(hf, 'backend_tokenizer', None) is not None:
-    # straight to the backend: no Python per text, and no state that two threads could fight over
-    backend = tokenizers.Tokenizer.from_str(hf.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
 
-    def ids(texts: list[str]) -> list[list[int]]:
-      return _plain_ids(backend, texts)
-  else:
 
-    def ids(texts: list[str]) -> list[list[int]]:
-      return [list(hf(text, add_special_tokens=False)['input_ids']) for text in texts]
+def ids_of(hf: Any) -> Callable[[list[str]], list[list[int]]]:
+  """Returns what makes ids of texts with a tokenizer of `transformers`, none added; thread safe."""
+  if getattr(hf, 'backend_tokenizer', None) is None:
+    return lambda texts: [list(hf(t, add_special_tokens=False)['input_ids']) for t in texts]
+  # straight to the backend: no Python per text, and no state that two threads could fight over
+  backend = tokenizers.Tokenizer.from_str(hf.backend_tokenizer.to_str())
+  backend.no_truncation()
+  backend.no_padding()
+  return lambda texts: _plain_ids(backend, texts)
 
-  prefix, suffix = _special_ids(hf)
+
+def _foreign(folder: Path) -> Tokenizer:
+  """Wraps what `transformers` makes of a folder."""
+  hf = read_hf(folder)
+  prefix, suffix = special_ids(hf)
   eot = hf.eos_token_id if hf.eos_token_id is not None else hf.sep_token_id
   if suffix:
     eot = suffix[-1]
@@ -274,13 +288,13 @@ def _foreign(folder: Path) -> Tokenizer:
     eot_id=int(eot),
     prefix=prefix,
     suffix=suffix,
-    ids=ids,
+    ids=ids_of(hf),
     write=lambda target: hf.save_pretrained(str(target)),
     pads_left=hf.padding_side == 'left',
   )
 
 
-def _special_ids(hf: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def special_ids(hf: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """Returns the ids that a tokenizer puts before and after a text."""
   plain = list(hf('a', add_special_tokens=False)['input_ids'])
   full = list(hf('a', add_special_tokens=True)['input_ids'])

@@ -39,25 +39,32 @@ class Facts:
   adapter: bool = False
 
 
+_INTENDED = 'retrieval, zero-shot classification and features of'
 _TRACKS = {
   'real': 'the real track: the encoder of real images, which alignment never changes',
   'generated': 'the generated track: the encoder of generated images, aligned to that of real ones',
 }
 
 
+LLAVA = 'LlavaForConditionalGeneration'
+
+
 def model_card(facts: Facts) -> str:
   """The text of README.md."""
+  answers = facts.architecture == LLAVA
+  task = 'image-text-to-text' if answers else 'zero-shot-image-classification'
   header = {
     'library_name': 'peft' if facts.adapter else 'transformers',
-    'pipeline_tag': 'zero-shot-image-classification',
-    'tags': ['align_jax', 'image-text', 'clip', f'{facts.track}-track'],
+    'pipeline_tag': task,
+    'tags': ['align_jax', 'image-text', 'llava' if answers else 'clip', f'{facts.track}-track'],
     'license': 'other',
   }
   lines = ['---', *(f'{key}: {json.dumps(value)}' for key, value in header.items()), '---', '']
   lines += [
     f'# {facts.name}',
     '',
-    f'A `{facts.architecture}` that embeds images and texts in one space; '
+    f'A `{facts.architecture}` that '
+    f'{"answers questions about images" if answers else "embeds images and texts in one space"}; '
     f'{_TRACKS[facts.track]}. Trained and exported with align_jax.',
     '',
   ]
@@ -79,7 +86,7 @@ def model_card(facts: Facts) -> str:
   lines += [
     '## Intended use',
     '',
-    'Research on retrieval, zero-shot classification and features of images'
+    f'Research on {"answers about" if answers else _INTENDED} images'
     + (
       ' made by a generator, of the kind it was trained on.' if facts.track == 'generated' else '.'
     )
@@ -99,6 +106,19 @@ def _usage(facts: Facts) -> list[str]:
       'from transformers import AutoModel',
       '',
       "model = PeftModel.from_pretrained(AutoModel.from_pretrained('BASE'), 'THIS')",
+    ]
+  if facts.architecture == LLAVA:
+    return [
+      'from transformers import AutoProcessor, LlavaForConditionalGeneration',
+      '',
+      "model = LlavaForConditionalGeneration.from_pretrained('THIS')",
+      "processor = AutoProcessor.from_pretrained('THIS')",
+      "content = [{'type': 'image', 'image': picture}, {'type': 'text', 'text': question}]",
+      'inputs = processor.apply_chat_template(',
+      "  [{'role': 'user', 'content': content}], add_generation_prompt=True, tokenize=True,",
+      "  return_dict=True, return_tensors='pt')",
+      'written = model.generate(**inputs, max_new_tokens=32)[0, inputs.input_ids.shape[1] :]',
+      'answer = processor.decode(written, skip_special_tokens=True)',
     ]
   return [
     'from transformers import AutoImageProcessor, AutoModel, AutoTokenizer',

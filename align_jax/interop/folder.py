@@ -103,6 +103,8 @@ def read_folder(folder: Path) -> Imported:
     data = {}
   if 'text' in model:
     data |= _text_data(folder, model['text'])
+  elif 'decoder' in model and (folder / 'tokenizer_config.json').is_file():
+    data |= {'tokenizer': str(folder)}
   return Imported(folder, architecture, model, data)
 
 

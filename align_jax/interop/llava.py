@@ -104,6 +104,7 @@ def _read(folder: Path, config: Any) -> Fields:
     'image_norm': False,
     'projector_activation': activation(config.projector_hidden_act, where),
     'projector_bias': config.multimodal_projector_bias,
+    'length': config.text_config.max_position_embeddings,
   }
 
 
@@ -180,7 +181,7 @@ def write(config: MultimodalConfig) -> dict[str, Any]:
     'architectures': ['LlavaForConditionalGeneration'],
     'model_type': 'llava',
     'vision_config': vision,
-    'text_config': decoder_config(config.decoder),
+    'text_config': decoder_config(config.decoder) | {'max_position_embeddings': config.length},
     'image_token_index': config.image_id,
     'image_seq_length': image.patches,
     'projector_hidden_act': their_activation(config.projector_activation),

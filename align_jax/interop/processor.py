@@ -9,6 +9,7 @@ from align_jax.errors import UserError
 
 _FILTERS = {2: 'bilinear', 3: 'bicubic'}  # Pillow's numbers
 _FILE = 'preprocessor_config.json'
+_WHOLE = 'processor_config.json'
 _OPEN_CLIP = 'open_clip_config.json'
 # what open_clip does where its config says nothing
 _OPENAI = {
@@ -19,7 +20,7 @@ _RESIZES = {'shortest': 'crop', 'squash': 'squash'}
 
 
 def read_processor(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads `preprocessor_config.json`, else OpenCLIP's `preprocess_cfg`.
+  """Reads `preprocessor_config.json` or `processor_config.json`, else OpenCLIP's `preprocess_cfg`.
 
   Returns: fields for `config.model.image` (image_size, mean, std) and for `config.data` (resize,
     interpolation, short_side); both empty where the folder has no such file.
@@ -29,10 +30,12 @@ def read_processor(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """
   path = folder / _FILE
   if not path.is_file():
-    other = folder / _OPEN_CLIP
-    return _open_clip(other) if other.is_file() else ({}, {})
+    # a processor for images and texts keeps that for images under a key of its own
+    path = folder / _WHOLE
+    if not path.is_file() or 'image_processor' not in _read(path):
+      other = folder / _OPEN_CLIP
+      return _open_clip(other) if other.is_file() else ({}, {})
   config = _read(path)
-  # a processor for images and texts keeps that for images under a key of its own
   config = config.get('image_processor', config)
   if not config.get('do_resize', True):
     raise UserError(f'{path}: do_resize is false; only processors that resize are supported')

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from align_jax.errors import UserError
 from align_jax.interop.folder import load_folder, read_folder
-from align_jax.interop.track import Track
+from align_jax.interop.track import Merged
 from align_jax.interop.write import DTYPES, ExportDtype
 
 EXAMPLES = 16
@@ -93,12 +93,67 @@ def check_with_torch(
   return worst
 
 
+def check_llava_with_torch(
+  folder: Path,
+  pictures: list[Image.Image],
+  questions: list[str],
+  tokens: list[np.ndarray],
+  expected: list[Float[np.ndarray, '...']],
+  dtype: ExportDtype,
+) -> float:
+  """Loads a LLaVA's folder with PyTorch and `transformers`, processor included; compares logits.
+
+  Args:
+    folder: the exported folder.
+    pictures, questions: of one example each.
+    tokens: our tokens of each prompt.
+    expected: our logits after each of them, `[length, vocab]`.
+    dtype: of the exported weights.
+
+  Returns: the largest difference, as a share of the largest logit where that is above 1.
+
+  Raises:
+    UserError: it is larger than rounding explains, or the processor makes other tokens.
+  """
+  import torch
+  import transformers
+
+  model: Any = transformers.LlavaForConditionalGeneration.from_pretrained(
+    str(folder), dtype=torch.float32
+  ).eval()
+  processor: Any = transformers.AutoProcessor.from_pretrained(str(folder))
+  worst = 0.0
+  for picture, question, ids, ours in zip(pictures, questions, tokens, expected, strict=True):
+    content = [{'type': 'image', 'image': picture}, {'type': 'text', 'text': question}]
+    inputs = processor.apply_chat_template(
+      [{'role': 'user', 'content': content}],
+      add_generation_prompt=True,
+      tokenize=True,
+      return_dict=True,
+      return_tensors='pt',
+    )
+    if not np.array_equal(inputs['input_ids'][0].numpy(), ids):
+      raise UserError(
+        f'{folder}: the processor of transformers makes other tokens of {question!r}; nothing was '
+        'written. Please report it'
+      )
+    with torch.no_grad():
+      theirs = model(**inputs).logits[0].numpy()
+    worst = max(worst, float(np.max(np.abs(ours - theirs)) / max(1.0, np.max(np.abs(ours)))))
+  if not worst <= TOLERANCES[dtype]:
+    raise UserError(
+      f'{folder}: the logits of PyTorch differ, by {worst:.2g} at most where rounding explains '
+      f'{TOLERANCES[dtype]}; nothing was written. Please report it'
+    )
+  return worst
+
+
 def _unit(features: Any) -> np.ndarray:
   value = getattr(features, 'pooler_output', features).numpy()
   return value / np.linalg.norm(value, axis=1, keepdims=True)
 
 
-def check_with_table(folder: Path, track: Track, dtype: ExportDtype) -> None:
+def check_with_table(folder: Path, track: Merged, dtype: ExportDtype) -> None:
   """Without PyTorch: reads the folder back and compares every number.
 
   Raises:

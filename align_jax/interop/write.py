@@ -1,5 +1,6 @@
 """A folder that `transformers` loads: config, weights in shards, tokenizer, image processor."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,16 +10,19 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from align_jax.data.chat import Chat
 from align_jax.data.tokenizer import Tokenizer
 from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
+from align_jax.interop import llava
 from align_jax.interop.architecture import Architecture
 from align_jax.interop.clip import CLIP
 from align_jax.interop.rules import Rule, export_layer, layers, name_at, numbers, tensor_shapes
 from align_jax.interop.siglip import SIGLIP
 from align_jax.interop.tensors import INDEX
-from align_jax.interop.track import Track
+from align_jax.interop.track import Merged, Track
 from align_jax.models.dual_encoder import DualEncoderConfig
+from align_jax.models.multimodal import MultimodalConfig
 
 ExportDtype = Literal['float32', 'bfloat16', 'float16']
 DTYPES: Mapping[ExportDtype, Any] = {
@@ -74,7 +78,52 @@ def write_model(
   return names
 
 
-def _shapes(rules: list[Rule], track: Track, patch: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def write_llava(
+  folder: Path,
+  config: MultimodalConfig,
+  track: Merged,
+  chat: Chat,
+  transform: Transform,
+  *,
+  dtype: ExportDtype = 'float32',
+  shard_bytes: int = SHARD_BYTES,
+) -> list[str]:
+  """Writes a `LlavaForConditionalGeneration` with its processor; everything but the card.
+
+  Args:
+    folder: an empty one.
+    config: of the model.
+    track: its parameters, adapters merged.
+    chat: tokenizer and template.
+    transform: what images go through.
+    dtype, shard_bytes: see `write_model`.
+
+  Returns: the names of the tensors.
+
+  Raises:
+    UserError: a model that `transformers` has no class for.
+  """
+  description = llava.write(config) | {'dtype': dtype}
+  ends = {'eos_token_id': chat.end_id, 'pad_token_id': chat.pad_id}
+  description['text_config'] |= {**ends, 'bos_token_id': None, 'dtype': dtype}
+  rules = llava.rules(dataclasses.asdict(config))
+  names = _write_weights(folder, rules, track, config.image.patch, dtype, shard_bytes)
+  write_json(folder / 'config.json', description)
+  write_json(folder / 'generation_config.json', ends)
+  chat.save(folder)
+  write_json(folder / 'preprocessor_config.json', processor_json(config, transform))
+  processor = {
+    'processor_class': 'LlavaProcessor',
+    'image_token': chat.template.image_token,
+    'patch_size': config.image.patch,
+    'vision_feature_select_strategy': description['vision_feature_select_strategy'],
+    'num_additional_image_tokens': int(config.image.pool == 'cls'),
+  }
+  write_json(folder / 'processor_config.json', processor)
+  return names
+
+
+def _shapes(rules: list[Rule], track: Merged, patch: int) -> Iterator[tuple[str, tuple[int, ...]]]:
   """Every tensor's name and shape, in the order that `_tensors` reads them."""
   for rule in rules:
     count = layers(rule, track.shapes)
@@ -98,7 +147,9 @@ def check_transform(config: DualEncoderConfig, transform: Transform) -> None:
     )
 
 
-def processor_json(config: DualEncoderConfig, transform: Transform) -> dict[str, Any]:
+def processor_json(
+  config: DualEncoderConfig | MultimodalConfig, transform: Transform
+) -> dict[str, Any]:
   """`preprocessor_config.json`: our evaluation transform in the words of `transformers`."""
   side = {'height': transform.image_size, 'width': transform.image_size}
   crops = transform.resize == 'crop'
@@ -119,7 +170,7 @@ def processor_json(config: DualEncoderConfig, transform: Transform) -> dict[str,
 
 
 def _write_weights(
-  folder: Path, rules: list[Rule], track: Track, patch: int, dtype: ExportDtype, limit: int
+  folder: Path, rules: list[Rule], track: Merged, patch: int, dtype: ExportDtype, limit: int
 ) -> list[str]:
   """Writes the tensors, a file's worth at a time."""
   size = np.dtype(DTYPES[dtype]).itemsize
@@ -151,7 +202,7 @@ def _write_weights(
   return [name for name, _ in named]
 
 
-def _tensors(rules: list[Rule], track: Track, patch: int) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(rules: list[Rule], track: Merged, patch: int) -> Iterator[tuple[str, np.ndarray]]:
   for rule in rules:
     count = layers(rule, track.shapes)
     for layer in range(count) if count is not None else (None,):

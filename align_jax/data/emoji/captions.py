@@ -39,6 +39,16 @@ def noun_phrase(concept: Concept, count: int, colour: str, size: str = '') -> st
   return f'{_NUMBERS[count]} {words}' if count > 1 else article(words)
 
 
+def singular(concept: Concept) -> str:
+  """Returns 'cat' or 'bunch of grapes'."""
+  return noun_phrase(concept, 1, NATURAL).split(' ', 1)[1]
+
+
+def plural(concept: Concept) -> str:
+  """Returns 'cats' or 'bunches of grapes'."""
+  return noun_phrase(concept, 2, NATURAL).split(' ', 1)[1]
+
+
 def places(centres: Sequence[tuple[float, float]]) -> str:
   """Returns 'at the top left', or several places joined, each told once."""
   names = dict.fromkeys(position_word(x, y) for x, y in centres)

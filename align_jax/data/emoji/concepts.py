@@ -1,7 +1,9 @@
 """What can stand in a picture: the concepts, their names, plurals and natural colours."""
 
 import dataclasses
+import functools
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +58,22 @@ def scene_concepts(count: int) -> tuple[Concept, ...]:
 def class_names(count: int) -> list[str]:
   """Returns the names of the first `count` scene concepts, which are the labels of records."""
   return [concept.name for concept in scene_concepts(count)]
+
+
+@functools.cache
+def concepts_by_code() -> Mapping[str, Concept]:
+  """Returns the table of scene concepts by their codes."""
+  return {concept.code: concept for concept in _parse_table()}
+
+
+def concept_of(code: str, name: str) -> Concept:
+  """Returns the concept of the table with this code, else one of this name whose plural is regular.
+
+  Args:
+    code, name: as a record's ground truth has them.
+  """
+  found = concepts_by_code().get(code)
+  return Concept(name, code, plural=_plural(name)) if found is None else found
 
 
 def single_concepts() -> tuple[Concept, ...]:

@@ -7,7 +7,13 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from align_jax.data.emoji.captions import background_phrase, noun_phrase, short_caption
+from align_jax.data.emoji.captions import (
+  background_phrase,
+  noun_phrase,
+  plural,
+  short_caption,
+  singular,
+)
 from align_jax.data.emoji.colours import NATURAL
 from align_jax.data.emoji.concepts import Concept
 from align_jax.data.emoji.drawing import Drawing
@@ -29,7 +35,7 @@ from align_jax.data.pair_sources.emoji_edits import (
   scene_label,
   tells_apart,
 )
-from align_jax.data.pair_sources.emoji_questions import ask, plural, singular
+from align_jax.data.pair_sources.emoji_questions import ask
 from align_jax.errors import UserError
 
 T = TypeVar('T')

@@ -4,9 +4,8 @@ import dataclasses
 import random
 from collections.abc import Callable, Mapping
 
-from align_jax.data.emoji.captions import noun_phrase, places
+from align_jax.data.emoji.captions import noun_phrase, places, plural, singular
 from align_jax.data.emoji.colours import NATURAL
-from align_jax.data.emoji.concepts import Concept
 from align_jax.data.emoji.scenes import Item, Scene, World
 from align_jax.data.pair_sources.emoji_edits import choose
 
@@ -39,16 +38,6 @@ def ask(kind: str, world: World, scene: Scene, index: int, rng: random.Random) -
     world: where the scene comes from; wrong answers name its colours and concepts.
   """
   return QUESTIONS[kind](world, scene, scene.items[index], rng)
-
-
-def singular(concept: Concept) -> str:
-  """Returns 'cat' or 'bunch of grapes'."""
-  return noun_phrase(concept, 1, NATURAL).split(' ', 1)[1]
-
-
-def plural(concept: Concept) -> str:
-  """Returns 'cats' or 'bunches of grapes'."""
-  return noun_phrase(concept, 2, NATURAL).split(' ', 1)[1]
 
 
 def _count(world: World, scene: Scene, item: Item, rng: random.Random) -> Asked:

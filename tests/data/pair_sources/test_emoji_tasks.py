@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from align_jax.data.emoji.captions import plural, singular
 from align_jax.data.emoji.colours import NATURAL, PALETTE
 from align_jax.data.emoji.concepts import scene_concepts
 from align_jax.data.emoji.drawing import Painter
@@ -16,7 +17,6 @@ from align_jax.data.emoji.layout import position_word
 from align_jax.data.emoji.scenes import Background, Item, Scene, is_held_out
 from align_jax.data.pair_record import PairSource, content_ids
 from align_jax.data.pair_sources import emoji_edits, open_pairs
-from align_jax.data.pair_sources.emoji_questions import plural, singular
 from align_jax.data.pair_sources.emoji_tasks import META_TASKS, SPLITS, TASKS
 from align_jax.errors import UserError
 from align_jax.evaluation.emoji_captions import scene_reader

@@ -1,0 +1,157 @@
+"""Batches of chats: questions drawn and encoded, resumed where they stopped."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from align_jax.data.chat import train_chat
+from align_jax.data.pipeline import Part, train_iterator
+from align_jax.data.quarantine import Quarantine
+from align_jax.data.questions import DESCRIBE, questions, things_in
+from align_jax.data.sources import open_source
+from align_jax.data.tokenizer import train_tokenizer
+from align_jax.data.transforms import Transform
+from align_jax.errors import UserError
+
+pytest.importorskip('resvg_py')
+
+LENGTH = 96  # the longest caption and its question fit
+
+
+@pytest.fixture(scope='module')
+def source():
+  return open_source('emoji:scenes?size=32&concepts=12&max_objects=2&count=24')
+
+
+@pytest.fixture(scope='module')
+def chat(source):
+  things = things_in(source)
+  found = [q for i in range(len(source)) for q in questions(source[i], things)]
+  return train_chat([text for q in found for text in (q.question, q.answer)], 500, 16)
+
+
+def batches(source, tokenizer, **settings):
+  quarantine = Quarantine(None, max_share=0.5, min_seen=5)
+  given = {'text': 'questions', 'threads': 0, 'seed': 0, 'quarantine': quarantine}
+  return train_iterator(
+    [Part(source)],
+    batch_size=8,
+    length=LENGTH,
+    tokenizer=tokenizer,
+    transform=Transform(32, mode='train'),
+    **{**given, **settings},
+  )
+
+
+def said(chat, batch):
+  """Record, question and answer of each row, read back from its tokens."""
+  for name, tokens, answer in zip(batch['ids'], batch['tokens'], batch['answer'], strict=True):
+    asked = tokens[: answer.argmax()]
+    text = chat.decode(asked[asked != chat.end_id][None])[0]
+    yield (
+      name,
+      text.removeprefix('user').removesuffix('assistant').strip(),
+      chat.decode(tokens[answer][None])[0],
+    )
+
+
+def test_a_question_of_the_record_is_asked_and_answered(source, chat):
+  things = things_in(source)
+  known = {
+    r.id: {(q.question, q.answer) for q in questions(r, things)}
+    for r in map(source.__getitem__, range(len(source)))
+  }
+  iterator, asked = batches(source, chat), set()
+  for _ in range(6):
+    batch = next(iterator)
+    assert {k: (v.shape, v.dtype) for k, v in batch.items() if k != 'ids'} == {
+      'image': ((8, 32, 32, 3), np.uint8),
+      'tokens': ((8, LENGTH), np.int32),
+      'segment': ((8, LENGTH), np.int32),
+      'answer': ((8, LENGTH), np.bool_),
+      'group': ((8,), np.int32),
+      'modality': ((8,), np.int32),
+    }
+    assert (batch['segment'][batch['answer']] == 1).all()
+    assert ((batch['tokens'] == chat.image_id).sum(axis=1) == 16).all()
+    for name, question, answer in said(chat, batch):
+      assert (question, answer) in known[name]
+      asked.add((name, question))
+  assert len(asked) > 24  # other questions in the second epoch
+
+
+def test_captions_answer_what_an_image_shows(source, chat):
+  batch = next(batches(source, chat, text='captions'))
+  captions = {r.id: r.captions for r in map(source.__getitem__, range(len(source)))}
+  for name, question, answer in said(chat, batch):
+    assert question == DESCRIBE
+    assert answer in captions[name]
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_the_next_batch_is_the_one_that_would_have_come(source, chat, threads):
+  first = batches(source, chat)
+  for _ in range(2):
+    next(first)
+  state, wanted = first.get_state(), next(first)
+  again = batches(source, chat, threads=threads)
+  again.set_state(state)
+  got = next(again)
+  assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_records_without_a_question_are_counted(tmp_path, source, chat):
+  class Bare:
+    spec, licence = 'memory:', ''
+
+    def __len__(self):
+      return 24
+
+    def __getitem__(self, index):
+      record = source[index]
+      return record if index % 6 else type(record)(id=record.id, image=record.image)
+
+  quarantine = Quarantine(None, max_share=0.5, min_seen=5)
+  iterator = train_iterator(
+    [Part(Bare())],
+    batch_size=24,
+    length=LENGTH,
+    tokenizer=chat,
+    transform=Transform(32, mode='train'),
+    quarantine=quarantine,
+    text='questions',
+    threads=0,
+    seed=0,
+  )
+  next(iterator)
+  assert quarantine.counts.keys() == {'no question'}
+
+
+def test_chats_need_a_chat(source, chat):
+  with pytest.raises(UserError, match=r"data\.text: 'questions' with a Tokenizer"):
+    batches(source, train_tokenizer(['a'], 300))
+  with pytest.raises(UserError, match=r"data\.text: 'plain' with a Chat"):
+    batches(source, chat, text='plain')
+
+
+def test_damaged_images_and_questions_are_skipped(source, chat):
+  class Damaged:
+    spec, licence = 'damaged:', ''
+
+    def __len__(self):
+      return len(source)
+
+    def __getitem__(self, index):
+      record = source[index]
+      if index == 3:
+        return dataclasses.replace(record, image=b'no image')
+      if index == 5:
+        return dataclasses.replace(record, truth={'questions': 'none'})
+      return record
+
+  quarantine = Quarantine(None, max_share=0.9, min_seen=50)
+  iterator = batches(Damaged(), chat, quarantine=quarantine)
+  seen = {name for _ in range(6) for name in next(iterator)['ids']}
+  assert len(seen) == len(source) - 2
+  assert {'format', 'bad questions'} == set(quarantine.counts)
