@@ -24,6 +24,7 @@ PROGRAMS = (
   'filtration',
   'annotation',
   'mining',
+  'embedding',
 )
 
 

@@ -5,6 +5,8 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, overload, runtime_checkable
 
+from align_jax.modality import Modality
+
 _ID_BYTES = 12  # two of a billion contents meet with a chance of 1e-11
 
 
@@ -15,16 +17,19 @@ class Content:
   Attributes:
     text: '' for images alone.
     images: encoded bytes (PNG, JPEG or WebP).
-    id: equal for contents that are the same; '' makes it a hash of the text and the images.
+    id: equal for contents that are the same; '' makes it a hash of all else.
+    modality: of the images: which track of a dual encoder embeds them.
   """
 
   text: str = ''
   images: tuple[bytes, ...] = ()
   id: str = ''
+  modality: Modality = 'real'
 
   def __post_init__(self) -> None:
     if not self.id:
-      object.__setattr__(self, 'id', hash_id(self.text, *self.images))
+      apart = ('generated',) if self.modality == 'generated' else ()
+      object.__setattr__(self, 'id', hash_id(self.text, *self.images, *apart))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,9 +32,18 @@ class Embed(Protocol):
 class ContentVectors:
   """Vectors of the contents of one role, in the order in which they were first asked for."""
 
-  def __init__(self, embed: Embed, role: Role, batch_size: int, where: str):
-    """`batch_size`: contents given to `embed` at a time; `where`: for messages."""
+  def __init__(self, embed: Embed, role: Role, batch_size: int, where: str, *, finite: bool = True):
+    """Prepares for contents.
+
+    Args:
+      embed: of the model.
+      role: of the contents.
+      batch_size: contents given to `embed` at a time.
+      where: for messages.
+      finite: whether embeddings that are not finite are an error.
+    """
     self._embed, self._role, self._batch, self._where = embed, role, batch_size, where
+    self._finite = finite
     self._rows: dict[tuple[str, str], int] = {}
     self._waiting: dict[str, list[tuple[int, Content]]] = {}  # by instruction
     self._parts: list[tuple[list[int], np.ndarray]] = []
@@ -81,7 +90,7 @@ class ContentVectors:
     if part.ndim != 2 or len(part) != len(contents):
       raise ValueError(f'{len(contents)} contents gave embeddings of shape {part.shape}')
     bad = np.flatnonzero(~np.isfinite(part).all(axis=1))
-    if len(bad):
+    if len(bad) and self._finite:
       raise UserError(
         f'{self._where}: {len(bad)} embeddings are not finite, first that of '
         f'{contents[bad[0]].id}; evaluate an earlier checkpoint'

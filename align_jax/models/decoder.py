@@ -206,11 +206,18 @@ class GroupedAttention(nnx.Module):
     gate: Gate = None,
     kept: tuple[Array, Array] | None = None,
     first: Int[Array, ''] | None = None,
-  ) -> tuple[Float[Array, 'batch length width'], tuple[Array, Array] | None]:
-    """Args: kept: keys and values of this block that were read before, written from `first` on."""
+    asking: int = 0,
+  ) -> tuple[Float[Array, 'batch asking width'], tuple[Array, Array] | None]:
+    """Looks at all that a token may look at.
+
+    Args:
+      kept: keys and values of this block that were read before, written from `first` on.
+      asking: so many of the last tokens alone look; 0: all do.
+    """
     batch, length, _ = x.shape
     size = self.config.head_dim
-    query = rotate(self.query(x, gate).reshape(batch, length, -1, size), *rotation)
+    asked, turns, mask = x[:, -asking:], [r[:, -asking:] for r in rotation], mask[:, :, -asking:]
+    query = rotate(self.query(asked, gate).reshape(batch, asked.shape[1], -1, size), *turns)
     key = rotate(self.key(x, gate).reshape(batch, length, -1, size), *rotation)
     value = self.value(x, gate).reshape(batch, length, -1, size)
     if kept is not None:
@@ -218,8 +225,9 @@ class GroupedAttention(nnx.Module):
       key = jax.lax.dynamic_update_slice(kept[0], key.astype(kept[0].dtype), start)
       value = jax.lax.dynamic_update_slice(kept[1], value.astype(kept[1].dtype), start)
       kept = key, value
-    y = attend(query, key, value, mask, self.backend)
-    return self.out(y.reshape(batch, length, -1), gate), kept
+    # the logits of few tokens are small, and the other backends are made for many
+    y = attend(query, key, value, mask, 'plain' if asking else self.backend)
+    return self.out(y.reshape(*asked.shape[:2], -1), gate), kept
 
 
 class DecoderBlock(nnx.Module):
@@ -239,6 +247,19 @@ class DecoderBlock(nnx.Module):
     gate: Gate = None,
   ) -> Float[Array, 'batch length width']:
     return self.step(x, None, rotation, mask, gate)[0]
+
+  def last(
+    self,
+    x: Float[Array, 'batch length width'],
+    rotation: tuple[Float[Array, 'batch length half'], Float[Array, 'batch length half']],
+    mask: Bool[Array, 'batch 1 length places'],
+    gate: Gate = None,
+  ) -> Float[Array, 'batch 1 width']:
+    """The same of the last token alone; of the others no more than it looks at is computed."""
+    x, y = fork(x)
+    y, _ = self.attention(self.norm1(y), rotation, mask, gate, asking=1)
+    x, y = fork(x[:, -1:] + y)
+    return x + self.mlp(self.norm2(y), gate)
 
   def step(
     self,
@@ -278,17 +299,21 @@ class Decoder(nnx.Module):
     segment: Int[Array, 'batch length'],
     gate: Gate = None,
     prefix: Bool[Array, 'batch length'] | None = None,
-  ) -> Float[Array, 'batch length width']:
+    *,
+    last: bool = False,
+  ) -> Float[Array, 'batch states width']:
     """Hidden states after the last norm.
 
     Args:
       x: from `embed`, or images' features.
       segment, prefix: see `attention_mask`.
       gate: of the adapters, per example; None: without them.
+      last: return the last token's alone, `[batch, 1, width]`: the last block does no more.
     """
     rotation = rotations(self.config, positions_of(segment))
     mask = attention_mask(segment, prefix=prefix)
-    return self.norm(self.blocks(x, rotation, mask, gate))
+    x = (self.blocks.last if last else self.blocks)(x, rotation, mask, gate)
+    return self.norm(x[:, -1:] if last else x)
 
   def read(
     self,

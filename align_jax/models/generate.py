@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from align_jax.models.decoder import Cache, empty_cache
 from align_jax.models.multimodal import Multimodal
@@ -194,3 +194,8 @@ def _select(state: _State, source: Int[Array, 'rows']) -> _State:
   cache = state.cache
   cache = Cache(cache.key[:, source], cache.value[:, source], cache.segment[source], cache.used)
   return _State(state.logits[source], cache, state.length[source])
+
+
+def is_finished(texts: Int[Array, 'batch most'], end_id: int) -> Bool[Array, 'batch']:
+  """Says which texts have an end."""
+  return (texts == end_id).any(axis=1)

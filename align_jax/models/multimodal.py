@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from align_jax.errors import require
 from align_jax.models.adapter import Gate, LoraConfig
 from align_jax.models.decoder import Cache, Decoder, DecoderConfig
 from align_jax.models.layers import Activation, Linear, activate
@@ -31,7 +32,8 @@ class MultimodalConfig:
     projector_activation: between the two layers from the tower to the decoder.
     projector_bias: they have biases.
     image_lora: adapters of the vision tower, for generated images; None: none.
-    init: run or Hugging Face folder to start from; '' starts from fresh weights.
+    length: tokens of the longest text, patches among them; it bounds `config.data.length`, and
+      operations are counted for it.
   """
 
   image: VitConfig
@@ -41,7 +43,38 @@ class MultimodalConfig:
   projector_activation: Activation = 'gelu'
   projector_bias: bool = True
   image_lora: LoraConfig | None = None
-  init: str = ''
+  length: int = 2048
+
+  def __post_init__(self) -> None:
+    where = 'config.model'
+    require(
+      0 <= self.image_id < self.decoder.vocab_size,
+      f'{where}.image_id',
+      f'{self.image_id} is none of the {self.decoder.vocab_size} tokens',
+    )
+    patches = self.image.patches
+    require(
+      self.length > patches, f'{where}.length', f'{self.length}, but an image alone takes {patches}'
+    )
+
+  @property
+  def image_size(self) -> int:
+    return self.image.image_size
+
+  @property
+  def vocab_size(self) -> int:
+    return self.decoder.vocab_size
+
+  @property
+  def projector_flops(self) -> int:
+    """Operations of the projector, one image forward."""
+    width = self.decoder.width
+    return 2 * self.image.patches * width * (self.image.width + width)
+
+  @property
+  def decoder_flops(self) -> int:
+    """Operations of the decoder and its head, one text of `length` tokens forward."""
+    return self.decoder.flops(self.length) + 2 * self.length * self.decoder.width * self.vocab_size
 
 
 class Projector(nnx.Module):
@@ -106,7 +139,8 @@ class Multimodal(nnx.Module):
     gate: Gate = None,
     image_gate: Gate = None,
     prefix: Bool[Array, 'batch length'] | None = None,
-  ) -> Float[Array, 'batch length width']:
+    last: bool = False,
+  ) -> Float[Array, 'batch states width']:
     """Hidden states of a text with images in it.
 
     Args:
@@ -116,9 +150,10 @@ class Multimodal(nnx.Module):
       gate: of the decoder's adapters.
       image_gate: of the tower's.
       prefix: see `models.decoder.attention_mask`.
+      last: return the last token's alone, `[batch, 1, width]`, which is less work.
     """
     seen = None if images is None else self.see(images, image_gate)
-    return self.decoder(self.embed(tokens, seen), segment, gate, prefix)
+    return self.decoder(self.embed(tokens, seen), segment, gate, prefix, last=last)
 
   def read(
     self,

@@ -56,20 +56,38 @@ class Stack(nnx.Module):
 
   def __call__(self, x: Array, *inputs: Any) -> Array:
     """Runs `x` through the blocks, each called as `block(x, *inputs)`."""
+    run, params = self._runner(lambda block, x: block(x, *inputs))
+    if self.execution.scan:
+      return jax.lax.scan(run, x, params)[0]
+    for layer in _layers(params, self.depth):
+      x, _ = run(x, layer)
+    return x
+
+  def last(self, x: Array, *inputs: Any) -> Array:
+    """The same, but the last block is called as `block.last(x, *inputs)`, which may do less work.
+
+    As one loop all blocks are called alike: to take the last out would copy the parameters.
+    """
+    if self.execution.scan:
+      return self(x, *inputs)
+    run, params = self._runner(lambda block, x: block(x, *inputs))
+    end, _ = self._runner(lambda block, x: block.last(x, *inputs))
+    *before, layer = _layers(params, self.depth)
+    for own in before:
+      x, _ = run(x, own)
+    return end(x, layer)[0]
+
+  def _runner(self, call: Callable[[Any, Array], Array]) -> tuple[Callable, Any]:
+    """What runs one block, in the manner of `jax.lax.scan`, and the parameters of all."""
     graphdef, params = nnx.split(self.layer)
     execution = self.execution
 
     def run(x: Array, layer: Any) -> tuple[Array, None]:
       if execution.fetch is not None:
         layer = _fetched(layer, execution.fetch, self.prefix)
-      return nnx.merge(graphdef, layer)(x, *inputs), None
+      return call(nnx.merge(graphdef, layer), x), None
 
-    run = rematerialised(run, execution.remat, fetches=execution.fetch is not None)
-    if execution.scan:
-      return jax.lax.scan(run, x, params)[0]
-    for layer in _layers(params, self.depth):
-      x, _ = run(x, layer)
-    return x
+    return rematerialised(run, execution.remat, fetches=execution.fetch is not None), params
 
   def step(self, x: Array, state: Any, *inputs: Any) -> tuple[Array, Any]:
     """Runs `x` through the blocks by their method `step(x, state, *inputs)`, without a gradient.

@@ -34,6 +34,7 @@ class RecordPairs:
 
   Attributes:
     spec, licence: as the source's.
+    records: the source.
     skipped: what was left out, by reason.
   """
 
@@ -59,7 +60,7 @@ class RecordPairs:
       UserError: records without a partner (unless skipped), two partners of one id, no pairs.
     """
     self.spec, self.licence = spec or source.spec, source.licence
-    self._source, self._pairing = source, pairing
+    self.records, self._pairing = source, pairing
     self._partners = partners if partners is not None else source
     self._positions: Sequence[int] = range(len(source))
     self._partner: Mapping[int, int] = {}
@@ -90,10 +91,11 @@ class RecordPairs:
   def __getitem__(self, index: int) -> PairRecord:
     check_index(index, len(self))
     position = self._positions[index]
-    record = self._source[position]
-    image = Content(images=(record.image,), id=record.id)
+    record = self.records[position]
     label_of = record
-    if self._pairing == 'generated_to_real':
+    made = self._pairing == 'generated_to_real'
+    image = Content('', (record.image,), record.id, 'generated' if made else record.modality)
+    if made:
       label_of = self._partners[self._partner[position]]
       sides = image, Content(images=(label_of.image,), id=label_of.id)
     else:
@@ -116,5 +118,5 @@ class RecordPairs:
     )
 
   def ids(self) -> Sequence[str]:
-    every = record_ids(self._source)
+    every = record_ids(self.records)
     return [every[i] for i in self._positions]
