@@ -82,12 +82,13 @@ def run(main: Callable[[], None]) -> None:
   app.run(guarded, flags_parser=_parse)
 
 
-def define_config() -> flags.FlagHolder:
+def define_config(*, required: bool = True) -> flags.FlagHolder:
   """Defines `--config=FILE.py` with overrides `--config.path.to=value`; fields cannot be added."""
   holder = config_flags.DEFINE_config_file(
     'config', None, 'Path of a config file in configs/, see docs/configs.md.', lock_config=True
   )
-  flags.mark_flag_as_required('config')
+  if required:
+    flags.mark_flag_as_required('config')
   return holder
 
 

@@ -1,7 +1,7 @@
 """Mining: the nearest candidates beside FAISS, clusters beside the published loop in Python.
 
   python -m benchmarks.mining [--candidates=200000] [--queries=200000] [--dim=256] [--k=90] \
-    [--pairs=50000,100000,200000,400000]
+    [--pairs=50000,100000,200000,400000] [--loop_pairs=400000]
 
 - `search`: the k nearest candidates of each query by inner product. FAISS searches an
   `IndexFlatIP`; both sides use all cores. `same` is the share of found candidates that are equal,
@@ -11,8 +11,10 @@
 - `clusters`: seconds from the pool of nearest candidates to SaHa's clusters, by number of pairs,
   and those of the published loop (arXiv 2508.00955): the same sets, dictionaries and tensors in
   Python. `numpy` is that loop with its products in NumPy, several at once. `growth` is the exponent
-  p of seconds ~ pairs^p, from the smallest to the largest. `same` is the share of equal clusters.
-  `b3` and `saha_mutual` are timed on the same pools.
+  p of seconds ~ pairs^p, fitted to all sizes. `same` is the share of equal clusters. `b3` and
+  `saha_mutual` are timed on the same pools. `cpu_seconds` is what all threads of the process did:
+  on a machine that others use it says more than `seconds`, which are of the clock; `cpu_growth` is
+  its exponent. `loop_pairs` bounds the sizes that both loops are run at.
 
 `--queries` takes a slice of the queries; `--queries=0` or `--pairs=` leaves that part out.
 """
@@ -20,7 +22,7 @@
 import dataclasses
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,7 @@ class Options:
     rows, columns: of a block.
     rounds: of each side of the search, in turns.
     pairs: cases of the clustering part; '' for none.
+    loop_pairs: the most that the published loop is run with.
     negatives, mult: of a cluster.
     strategies: besides saha, that are timed.
   """
@@ -58,6 +61,7 @@ class Options:
   columns: int = COLUMNS
   rounds: int = 3
   pairs: str = '50000,100000,200000,400000'
+  loop_pairs: int = 400_000
   negatives: int = 15
   mult: int = 3
   strategies: str = 'b3,saha_mutual'
@@ -232,7 +236,7 @@ def clusters(options: Options) -> dict[str, Any]:
   for name in set(wanted) - {'b3', 'saha_mutual'}:
     raise UserError(f'--strategies: {name!r} is neither b3 nor saha_mutual')
   out: dict[str, Any] = {}
-  seconds: dict[str, list[float]] = {}
+  spent: dict[str, list[tuple[int, float, float]]] = {}
   common.need('torch')
   few, _, near = make_pairs(100, options)
   published_loop(few, near, k, mult)  # imports
@@ -253,30 +257,40 @@ def clusters(options: Options) -> dict[str, Any]:
 
     ours()  # compiles
     gc.collect()
-    sides = {'ours': ours, 'peer': peer, 'numpy': fast}
-    taken = common.in_turns({name: lambda w=w: seconds_of(w) for name, w in sides.items()}, 1)
-    members = [[i for i in row if i >= 0] for row in found['ours'].tolist()]
-    equal = sum(a == b for a, b in zip(members, found['peer'], strict=False))
-    case = {'seconds': {side: common.rounded(x[0]) for side, x in taken.items()}}
-    case['ratio'] = common.rounded(taken['peer'][0] / taken['ours'][0])
-    case['same'] = common.rounded(equal / max(len(members), len(found['peer'])))
-    more: dict[str, Callable[[], Any]] = {
+    works: dict[str, Callable[[], Any]] = {
+      'ours': ours,
+      'peer': peer,
+      'numpy': fast,
       'b3': lambda p=pairs, v=values, i=pool: cut(p, v, i, k + 1),
       'saha_mutual': lambda p=pairs, v=values, i=pool: saha_mutual(p, v, i, k),
     }
-    for name in wanted:
-      taken[name] = [seconds_of(more[name])]
-      common.say(f'clusters of {count} pairs: {name} {taken[name][0]:.3f} s')
-      case['seconds'][name] = common.rounded(taken[name][0])
-    for name, x in taken.items():
-      seconds.setdefault(name, []).append(x[0])
+    loops = ['peer', 'numpy'] if count <= options.loop_pairs else []
+    case: dict[str, Any] = {'seconds': {}, 'cpu_seconds': {}}
+    for name in ['ours', *loops, *wanted]:
+      busy = time.process_time()
+      clock = seconds_of(works[name])
+      busy = time.process_time() - busy
+      common.say(f'clusters of {count} pairs: {name} {clock:.3f} s, {busy:.3f} s of CPU time')
+      case['seconds'][name], case['cpu_seconds'][name] = map(common.rounded, (clock, busy))
+      spent.setdefault(name, []).append((count, clock, busy))
+    if loops:
+      members = [[i for i in row if i >= 0] for row in found['ours'].tolist()]
+      equal = sum(a == b for a, b in zip(members, found['peer'], strict=False))
+      case['ratio'] = common.rounded(case['seconds']['peer'] / case['seconds']['ours'])
+      case['same'] = common.rounded(equal / max(len(members), len(found['peer'])))
     out[str(count)] = case
-  if len(counts) > 1:
-    out['growth'] = {
-      name: common.rounded(float(np.log(x[-1] / x[0]) / np.log(counts[-1] / counts[0])))
-      for name, x in seconds.items()
+  for name, column in (('growth', 1), ('cpu_growth', 2)):
+    out[name] = {
+      side: exponent([row[0] for row in rows], [row[column] for row in rows])
+      for side, rows in spent.items()
+      if len(rows) > 1
     }
   return out
+
+
+def exponent(counts: Sequence[float], seconds: Sequence[float]) -> float:
+  """The p of seconds ~ counts^p, by least squares of the logarithms."""
+  return common.rounded(float(np.polyfit(np.log(counts), np.log(seconds), 1)[0]))
 
 
 def run(options: Options) -> dict[str, Any]:

@@ -80,7 +80,11 @@ def compile_step(step: Any, *arguments: Any) -> Any:
 
   Returns: the compiled program, or `Oversized`.
   """
-  lowered = step.trace(*arguments).lower(lowering_platforms=('tpu',))
+  return compile_lowered(step.trace(*arguments).lower(lowering_platforms=('tpu',)))
+
+
+def compile_lowered(lowered: Any) -> Any:
+  """Compiles a program that was lowered for a TPU; returns it, or `Oversized`."""
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:

@@ -4,11 +4,13 @@
     [--json=FILE] [--search]
   python -m launch.preflight --config=configs/dit_xl.py --topology=v5e:4x4 --program=sampler \
     [--sampler_images=16] [--sampler_steps=50] [--sampler_guidance=4] [--sampler_method=euler]
+  python -m launch.preflight --topology=v5e:16x16 --program=mining [--mining_queries=10000000] \
+    [--mining_candidates=10000000] [--mining_dim=256] [--mining_depth=90] [--mining_recall=0]
 
 Compiles the very step that training would run, and prints one page: whether it fits, the bytes of
 each part, FLOPs, collectives, the roofline, the largest buffers. Needs libtpu. With
 `--program=sampler` it is the program by which a trained flow draws a batch of images, on the
-config's mesh.
+config's mesh. With `--program=mining` it is the search for hard negatives, which takes no config.
 """
 
 import json
@@ -27,11 +29,12 @@ from align_jax.train.init import make_config
 from launch.analysis import look
 from launch.chips import Topology, parse_topology
 from launch.compiler import prepare
+from launch.preflight_mining import Search, look_at_mining, whole
 from launch.preflight_sampler import look_at_sampler, rate
 from launch.report import page, ranking, to_json
 from launch.search import advice, search
 
-_CONFIG = cli.define_config()
+_CONFIG = cli.define_config(required=False)
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'Chips to compile for: v5e:16x16, v5p:4x4x4, ….', required=True
 )
@@ -40,19 +43,31 @@ _SEARCH = flags.DEFINE_bool('search', False, 'Try meshes, micro-batches and rema
 _SEARCH_LIMIT = flags.DEFINE_integer(
   'search_limit', 24, 'Compiles of --search at most.', lower_bound=1
 )
-_PROGRAM = flags.DEFINE_enum('program', 'train', ['train', 'sampler'], 'What to compile.')
+_PROGRAM = flags.DEFINE_enum('program', 'train', ['train', 'sampler', 'mining'], 'What to compile.')
 _IMAGES = flags.DEFINE_integer(
   'sampler_images', 16, 'Images that each device draws at a time.', lower_bound=1
 )
 _STEPS = flags.DEFINE_integer('sampler_steps', 50, 'Steps of the solver.', lower_bound=1)
 _GUIDANCE = flags.DEFINE_float('sampler_guidance', 4.0, 'Guidance; 1 is none.', lower_bound=0)
 _METHOD = flags.DEFINE_enum('sampler_method', 'euler', ['euler', 'heun'], 'Of the solver.')
+_QUERIES = flags.DEFINE_integer('mining_queries', 10_000_000, 'Embeddings.', lower_bound=1)
+_CANDIDATES = flags.DEFINE_integer('mining_candidates', 10_000_000, 'Embeddings.', lower_bound=1)
+_DIM = flags.DEFINE_integer('mining_dim', 256, 'Of the embeddings.', lower_bound=1)
+_DEPTH = flags.DEFINE_integer(
+  'mining_depth', 90, 'Nearest candidates of each query: 2 k mult of saha.', lower_bound=1
+)
+_RECALL = flags.DEFINE_float('mining_recall', 0.0, '0: exact.', lower_bound=0, upper_bound=0.999)
 
 
 def main() -> None:
   """Compiles, prints the page, searches where asked to, writes the JSON."""
-  config = make_config(_CONFIG.value.to_dict())
   topology = parse_topology(_TOPOLOGY.value)
+  if _PROGRAM.value == 'mining':
+    _main_mining(topology)
+    return
+  if _CONFIG.value is None:
+    raise UserError('--config: none; name an experiment, such as --config=configs/clip.py')
+  config = make_config(_CONFIG.value.to_dict())
   prepare()
   name = _config_name()
   say(f'compiling for {topology.name}')
@@ -91,6 +106,23 @@ def _main_sampler(config: TrainConfig, topology: Topology, name: str) -> None:
   print(rate(report, _IMAGES.value))
   if _JSON.value:
     values = to_json(report, name, ()) | {'images_per_device': _IMAGES.value}
+    write_file(Path(_JSON.value), json.dumps(values, indent=2) + '\n')
+
+
+def _main_mining(topology: Topology) -> None:
+  """The same for the search for hard negatives."""
+  if _SEARCH.value or _CONFIG.value is not None:
+    flag = '--search' if _SEARCH.value else '--config'
+    raise UserError(f'{flag}: of no use with --program=mining, which --mining_… describe')
+  search = Search(_QUERIES.value, _CANDIDATES.value, _DIM.value, _DEPTH.value, _RECALL.value)
+  prepare()
+  say(f'compiling for {topology.name}')
+  report, layout = look_at_mining(search, topology)
+  name = f'mining: the {search.depth} nearest of {search.candidates:,}'
+  print(page(report, name, ()))
+  print(whole(report, search, layout))
+  if _JSON.value:
+    values = to_json(report, name, ()) | {'calls': layout.calls, 'queries': search.queries}
     write_file(Path(_JSON.value), json.dumps(values, indent=2) + '\n')
 
 

@@ -23,14 +23,16 @@ class Picture:
   """One picture of a grid.
 
   Attributes:
-    png: PNG bytes; b'' shows an empty frame.
+    png: PNG bytes; b'' shows a frame.
     caption: text under it, never inside it.
     mark: frame colour and word: `right`, `wrong`, `partner`, `query` or none.
+    text: what the frame shows where there is no picture.
   """
 
   png: bytes
   caption: str = ''
   mark: Mark = ''
+  text: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Which pairs are hard for each other, as a graph, and its cut into clusters of equal size."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -93,6 +94,17 @@ def mutual(
   )
 
 
+def need_metis() -> Any:
+  """Returns pymetis; raises UserError where it is not installed."""
+  try:
+    import pymetis  # an extra
+  except ImportError as error:
+    raise UserError(
+      f'strategy b3 needs pymetis: pip install "align_jax[mining]" ({error})'
+    ) from error
+  return pymetis
+
+
 def metis_parts(count: int, edges: Edges, size: int) -> Int[np.ndarray, 'count']:
   """Cuts a graph into parts of about `size` nodes with few edges between them, by METIS.
 
@@ -108,12 +120,7 @@ def metis_parts(count: int, edges: Edges, size: int) -> Int[np.ndarray, 'count']
 
   Source: Karypis and Kumar 1998, doi 10.1137/S1064827595287997.
   """
-  try:
-    import pymetis  # an extra
-  except ImportError as error:
-    raise UserError(
-      f'strategy b3 needs pymetis: pip install "align_jax[mining]" ({error})'
-    ) from error
+  pymetis = need_metis()
   parts = -(-count // size)
   if parts < 2:
     return np.zeros(count, np.int32)

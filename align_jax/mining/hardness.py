@@ -121,3 +121,28 @@ def measure(clusters: Int[np.ndarray, 'clusters size'], pairs: Pairs) -> Hardnes
     members=len(inside),
     known_matches=known,
   )
+
+
+def false_negative_rate(
+  clusters: Int[np.ndarray, 'clusters size'], labels: Int[np.ndarray, 'n']
+) -> float:
+  """Returns the share of negatives that are true matches, where it is known what matches.
+
+  Args:
+    clusters: numbers of pairs, -1 where a place is empty.
+    labels: of the pairs: the candidate of one matches the query of another exactly if they are
+      equal; below 0 where nobody knows, and those pairs are not counted.
+
+  Returns: of all ordered pairs of different members, a share in [0, 1]; nan if there are none.
+  """
+  many, false = 0, 0
+  step = max(1, _PLACES // clusters.shape[1] ** 2)
+  for start in range(0, len(clusters), step):
+    rows = clusters[start : start + step]
+    label = np.where(rows >= 0, labels[rows], -1)
+    known = label >= 0
+    apart = rows[:, :, None] != rows[:, None, :]
+    there = known[:, :, None] & known[:, None, :] & apart
+    many += int(there.sum())
+    false += int((there & (label[:, :, None] == label[:, None, :])).sum())
+  return false / many if many else float('nan')

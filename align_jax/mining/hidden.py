@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from align_jax.mining.pairs import Pairs
-from align_jax.mining.products import products
+from align_jax.mining.products import Turns, in_parts, products
 
 _LEAST = 1e-5  # of products near 1, float32 says no more
+_ROWS = 256  # pairs whose ranked others are put in order together
 
 
 def exchange_loss(
@@ -51,7 +52,11 @@ def largest_loss(loss: Float[np.ndarray, 'e'], missed: float) -> float:
 
 
 def alike(
-  pairs: Pairs, left: Int[np.ndarray, 'e'], right: Int[np.ndarray, 'e'], share: float
+  pairs: Pairs,
+  left: Int[np.ndarray, 'e'],
+  right: Int[np.ndarray, 'e'],
+  share: float,
+  turns: Turns | None = None,
 ) -> Bool[np.ndarray, 'e']:
   """Says of each pair `right` whether its query is, of all that `left` has, among the most alike.
 
@@ -59,13 +64,31 @@ def alike(
     pairs: what is mined.
     left, right: who ranks and who is ranked, `left` in ascending order.
     share: so large a part of those that a pair ranks.
+    turns: see `products`.
   """
-  cosine = products(pairs.queries, pairs.queries, pairs.query[left], pairs.query[right])
-  many = np.bincount(left, minlength=len(pairs))
-  place = np.arange(len(left)) - (np.cumsum(many) - many)[left]
-  row = np.full((len(pairs), int(many.max(initial=0))), -np.inf, np.float32)
-  row[left, place] = cosine
-  order = np.argsort(-row, axis=1, kind='stable')  # of equal ones the nearer candidate first
-  rank = np.empty(row.shape, np.int32)
-  np.put_along_axis(rank, order, np.arange(row.shape[1], dtype=np.int32)[None], axis=1)
-  return rank[left, place] < share * many[left]
+  cosine = products(pairs.queries, pairs.queries, pairs.query[left], pairs.query[right], turns)
+  ends = np.searchsorted(left, np.arange(len(pairs) + 1))
+  out = np.empty(len(left), bool)
+
+  def some(part: slice) -> None:
+    stop = ends[part.start : part.stop + 1]
+    many, own = np.diff(stop), slice(stop[0], stop[-1])
+    there = np.arange(many.max(initial=0)) < many[:, None]
+    row = np.full(there.shape, np.inf, np.float32)
+    row[there] = -cosine[own]
+    out[own] = _first(row, np.ceil(share * many).astype(np.int64))[there]
+
+  in_parts(len(pairs), some, _ROWS)
+  return out
+
+
+def _first(
+  row: Float[np.ndarray, 'n many'], count: Int[np.ndarray, 'n']
+) -> Bool[np.ndarray, 'n many']:
+  """Which are the `count` smallest of each row, of equal ones those further left."""
+  if not row.shape[1]:
+    return np.zeros(row.shape, bool)
+  last = np.take_along_axis(np.sort(row, axis=1), np.maximum(count - 1, 0)[:, None], axis=1)
+  below, equal = row < last, row == last
+  room = count - below.sum(axis=1)
+  return below | (equal & (np.cumsum(equal, axis=1) <= room[:, None]))

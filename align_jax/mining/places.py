@@ -12,11 +12,11 @@ from scipy import sparse
 from align_jax.mining.apart import Apart
 from align_jax.mining.nearest import nearest
 from align_jax.mining.pairs import Pairs
-from align_jax.mining.products import in_parts, products
+from align_jax.mining.products import Turns, in_parts, products
 
 _OPTIONS = 32  # clusters that a pair may be dealt to
 _LEAST = 1e-4  # that a swap gains: float32 sums of products say no less
-_ROWS = 64  # pairs of a block, whose partners are all looked at
+_ROWS = 16  # pairs of a block, whose partners are all looked at
 
 
 def both_sides(pairs: Pairs) -> Float[np.ndarray, 'n both']:
@@ -106,6 +106,7 @@ def swap(
   apart: Apart,
   size: int,
   rounds: int,
+  order: Int[np.ndarray, 'n'] | None = None,
 ) -> tuple[Int[np.ndarray, 'n'], int]:
   """Lets pairs swap places as long as clusters become harder by it.
 
@@ -121,6 +122,7 @@ def swap(
     apart: who may not share a cluster: it costs more than any swap gains.
     size: of a cluster; with places that are empty pairs may swap as well.
     rounds: at most.
+    order: of pairs, in which products are taken, see `products.near_order`.
 
   Returns: the cluster of each pair, and how many swaps were done.
   """
@@ -140,7 +142,8 @@ def swap(
     against = apart.clusters(cluster, many)
     hold = products(u, total, everyone, cluster) - own + against.cost(everyone, cluster)
     who, where = _reach(near, cluster, changed)
-    gain = products(u, total, who, where) + against.cost(who, where) - hold[who]
+    turns = None if order is None else Turns(who, order)
+    gain = products(u, total, who, where, turns) + against.cost(who, where) - hold[who]
     first = _first_of_most(who, gain)
     first = first[gain[first] > 0]
     who, where, gain = who[first], where[first], gain[first]
@@ -194,9 +197,13 @@ def _exchanges(
   """How hard those who might come instead of a pair are for its cluster, less twice for itself."""
   out = np.empty(members.shape, np.float32)
 
+  # those that look at one cluster one after another: its members are fetched once
+  order = np.argsort(members[:, 0], kind='stable')
+
   def some(part: slice) -> None:
-    left = total[cluster[who[part]]] - 2 * turn(u[who[part]])
-    out[part] = np.vecdot(u[members[part]], left[:, None])
+    own = order[part]
+    left = total[cluster[who[own]]] - 2 * turn(u[who[own]])
+    out[own] = np.vecdot(u[members[own]], left[:, None])
 
   in_parts(len(members), some, _ROWS)
   return out

@@ -6,6 +6,8 @@ negatives. Clusters of different queries overlap.
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from align_jax.mining.pairs import Pairs
 from align_jax.mining.saha import best_owners
 
 REASONS = ('own', 'margin', 'percentage', 'label', 'skipped', 'same_owner')
+KEPT, FURTHER = len(REASONS), len(REASONS) + 1  # what else becomes of a candidate
 _ROWS = 1024  # pairs of a block
 
 
@@ -71,6 +74,72 @@ def ranked(
     where there are fewer; and how many candidates each rule left out that ranked before the last
     one taken.
   """
+  out = np.full((len(pairs), k + 1), -1, np.int32)
+  out[:, 0] = np.arange(len(pairs))
+  counts = np.zeros(len(REASONS), np.int64)
+  for who, chosen in _blocks(pairs, values, pool, k, rules, labels, np.arange(len(pairs))):
+    found = pairs.number(chosen.owner, chosen.candidate)
+    out[who, 1 : 1 + found.shape[1]] = found
+    counts += chosen.dropped.sum(axis=0)
+  return out, dict(zip(REASONS, counts.tolist(), strict=True))
+
+
+def judge(
+  pairs: Pairs,
+  values: Float[np.ndarray, 'q depth'],
+  pool: Int[np.ndarray, 'q depth'],
+  k: int,
+  rules: Rules,
+  labels: Int[np.ndarray, 'm'] | None,
+  which: Int[np.ndarray, 'some'],
+) -> tuple[Int[np.ndarray, 'some depth'], Int[np.ndarray, 'some depth']]:
+  """Says what became of each of the nearest candidates of some pairs.
+
+  Args:
+    pairs, values, pool, k, rules, labels: see `ranked`.
+    which: numbers of pairs.
+
+  Returns: of each candidate the place in `REASONS` of the rule that left it out, `KEPT`, or
+    `FURTHER` if it comes after the last one taken; and the number of its owner's pair, -1 where
+    nobody asked.
+  """
+  verdict = np.full((len(which), pool.shape[1]), FURTHER, np.int32)
+  owner = np.full(verdict.shape, -1, np.int32)
+  start = 0
+  for who, chosen in _blocks(pairs, values, pool, k, rules, labels, which):
+    stop = start + len(who)
+    verdict[start:stop] = chosen.verdict
+    owner[start:stop] = pairs.number(chosen.asked, pool[pairs.query[who]])
+    start = stop
+  return verdict, owner
+
+
+class _Chosen(NamedTuple):
+  """What became of the nearest candidates of some pairs.
+
+  Attributes:
+    owner, candidate: of each pair's negatives, -1 where there are fewer.
+    dropped: how many each rule left out that ranked before the last one taken.
+    verdict, asked: of each place of the pool, see `judge`; `asked` are queries.
+  """
+
+  owner: Int[np.ndarray, 'n found']
+  candidate: Int[np.ndarray, 'n found']
+  dropped: Int[np.ndarray, 'n reasons']
+  verdict: Int[np.ndarray, 'n depth']
+  asked: Int[np.ndarray, 'n depth']
+
+
+def _blocks(
+  pairs: Pairs,
+  values: Float[np.ndarray, 'q depth'],
+  pool: Int[np.ndarray, 'q depth'],
+  k: int,
+  rules: Rules,
+  labels: Int[np.ndarray, 'm'] | None,
+  which: Int[np.ndarray, 'some'],
+) -> Iterator[tuple[Int[np.ndarray, 'n'], _Chosen]]:
+  """Yields pairs, a block at a time, and what was chosen for them."""
   require(
     not rules.different_labels or labels is not None,
     'config.different_labels',
@@ -81,14 +150,11 @@ def ranked(
   label = np.zeros(len(pairs.candidates), np.int32) if labels is None else labels.astype(np.int32)
   limit = _limits(pairs, rules)
   own = own_candidates(pairs)
-  out = np.full((len(pairs), k + 1), -1, np.int32)
-  out[:, 0] = np.arange(len(pairs))
-  counts = np.zeros(len(REASONS), np.int64)
-  for start in range(0, len(pairs), _ROWS):
-    part = np.minimum(np.arange(start, start + _ROWS), len(pairs) - 1)
-    real = start + np.arange(_ROWS) < len(pairs)
+  for start in range(0, len(which), _ROWS):
+    who = which[start : start + _ROWS]
+    part = np.concatenate([who, np.repeat(who[-1:], _ROWS - len(who))])
     query = pairs.query[part]
-    owner, candidate, dropped = _choose(
+    found = _choose(
       *fixed,
       jnp.asarray(label),
       query,
@@ -102,10 +168,7 @@ def ranked(
       k,
       k * pairs.most[0],
     )
-    found = pairs.number(np.asarray(owner)[real], np.asarray(candidate)[real])
-    out[start : start + len(found), 1 : 1 + found.shape[1]] = found
-    counts += np.asarray(dropped)[real].sum(axis=0)
-  return out, dict(zip(REASONS, counts.tolist(), strict=True))
+    yield who, _Chosen(*(np.asarray(x)[: len(who)] for x in found))
 
 
 def own_candidates(pairs: Pairs) -> Int[np.ndarray, 'q most']:
@@ -149,8 +212,8 @@ def _choose(
   different_labels: Bool[Array, ''],
   k: int,
   wanted: int,
-) -> tuple[Int[Array, 'n found'], Int[Array, 'n found'], Int[Array, 'n reasons']]:
-  """The owners and candidates of each pair's negatives, and what the rules left out.
+) -> tuple[Array, Array, Array, Array, Array]:
+  """What `_Chosen` holds.
 
   `wanted` is how many candidates have k owners for certain.
   """
@@ -165,7 +228,7 @@ def _choose(
     own_label: Array,
     margin: Array,
     percentage: Array,
-  ) -> tuple[Array, Array, Array]:
+  ) -> tuple[Array, Array, Array, Array, Array]:
     left = near >= 0
     reasons = []
 
@@ -188,10 +251,15 @@ def _choose(
     order = jnp.argsort(~taken, stable=True)[:k]
     last = jnp.max(jnp.where(taken, place, -1))
     seen = (place <= last) | (taken.sum() < k)
+    verdict = jnp.where(taken, KEPT, FURTHER)
+    for number, reason in enumerate(reasons):
+      verdict = jnp.where(reason & seen, number, verdict)
     return (
       jnp.where(taken[order], owner[order], -1),
       jnp.where(taken[order], near[order], -1),
       jnp.stack([(reason & seen).sum() for reason in reasons]),
+      verdict,
+      owner,
     )
 
   return jax.lax.map(

@@ -1,13 +1,16 @@
 """What mining did, as a page of text."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
 from align_jax.mining.hardness import BINS, Hardness, Spread
 from align_jax.mining.strategy import Mined
 
 _WIDTH = 40  # characters of the longest bar
 # what a count counts, in the order in which they are told; `{k}` and so on are other counts
-_TOLD = {
+TOLD = {
+  'unreadable': 'pairs left out: they cannot be read',
   'not_finite': 'pairs left out: an embedding that is not finite',
   'repeated': 'pairs left out: there already',
   'no_owner': 'candidates left out: no owner',
@@ -38,8 +41,16 @@ _TOLD = {
 }
 
 
-def text_report(mined: Mined) -> str:
-  """Returns how many clusters there are, how hard they are, and what was left out and why."""
+def text_report(
+  mined: Mined, false_negatives: float | None = None, skipped: Mapping[str, int] | None = None
+) -> str:
+  """Returns how many clusters there are, how hard they are, and what was left out and why.
+
+  Args:
+    mined: what mining found.
+    false_negatives: see `hardness.false_negative_rate`; None or nan: nobody knows.
+    skipped: what the data's source has left out, by reason.
+  """
   hardness, counts = mined.hardness, mined.counts
   size = mined.clusters.shape[1]
   members = f'{hardness.members:,} of {counts["pairs"]:,} pairs'
@@ -50,13 +61,18 @@ def text_report(mined: Mined) -> str:
   settings = ', '.join(f'{name}={value}' for name, value in mined.settings.items())
   lines += [f'settings: {settings}', '', *_table(hardness), '']
   lines.append(f'{hardness.above:.2%} of the negatives are at least as near as the positive')
+  if false_negatives is not None and not math.isnan(false_negatives):
+    lines.append(
+      f'{false_negatives:.2%} of the negatives are false: truly matches, by their labels'
+    )
   if hardness.known_matches:
     lines.append(f'{hardness.known_matches:,} negatives are known matches, to be masked')
   if mined.recall is not None:
     lines.append(f'recall of the approximate search: {mined.recall:.4f}')
   lines += ['', 'hardness of the negatives', *_histogram(hardness), '']
-  known = [name for name in _TOLD if counts.get(name)]
-  lines += [f'{counts[name]:>14,}  {_TOLD[name]}' for name in known]
+  lines += [f'{n:>14,}  left out by the source: {why}' for why, n in (skipped or {}).items()]
+  known = [name for name in TOLD if counts.get(name)]
+  lines += [f'{counts[name]:>14,}  {TOLD[name]}' for name in known]
   return '\n'.join(lines).rstrip() + '\n'
 
 

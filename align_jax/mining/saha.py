@@ -97,15 +97,10 @@ def _phase(
       return jnp.bool_(False), jnp.full(k, -1, jnp.int32), jnp.int32(0)
 
     def cluster() -> tuple[Array, Array, Array]:
-      near = pool[number]
-      owner, score = best_owners(
-        queries, queries[number], jnp.where(near == own, -1, near), ends, owners, taken, cap
+      near = jnp.where(pool[number] == own, -1, pool[number])
+      owner, there, chosen = gather(
+        queries, number, near, ends, owners, taken, cap, labelled, min(k, len(near))
       )
-      there = owner >= 0
-      there &= jnp.cumsum(there) <= cap
-      rank = jnp.arange(len(owner))
-      order = jnp.where(there, jnp.where(labelled, rank, score), jnp.inf)
-      _, chosen = jax.lax.top_k(-order, min(k, len(order)))  # of equal ones the first
       kept = jnp.where(there[chosen], owner[chosen], -1)
       kept = jnp.pad(kept, (0, k - len(kept)), constant_values=-1)
       return there.any(), kept, there.sum(dtype=jnp.int32)
@@ -119,6 +114,36 @@ def _phase(
 
   (used, _), (made, kept, many) = jax.lax.scan(step, (used, taken), (query, candidate))
   return made, kept, many, used
+
+
+def gather(
+  queries: Float[Array, 'q dim'],
+  number: Int[Array, ''],
+  near: Int[Array, 'depth'],
+  ends: Int[Array, 'ends'],
+  owners: Int[Array, 'owned'],
+  taken: Bool[Array, 'q'],
+  cap: Int[Array, ''],
+  labelled: Bool[Array, ''],
+  k: int,
+) -> tuple[Int[Array, 'depth'], Bool[Array, 'depth'], Int[Array, 'k']]:
+  """Gathers owners for a query's cluster.
+
+  Args:
+    number: of the query.
+    near: its nearest candidates, without its own.
+    queries, ends, owners, taken, cap: see `best_owners`.
+    labelled, k: see `saha`.
+
+  Returns: the owner found for each candidate, -1 for none; whether it is gathered; and the places
+    of the k that are kept, of which those come last that are not gathered.
+  """
+  owner, score = best_owners(queries, queries[number], near, ends, owners, taken, cap)
+  there = owner >= 0
+  there &= jnp.cumsum(there) <= cap
+  rank = jnp.arange(len(owner))
+  order = jnp.where(there, jnp.where(labelled, rank, score), jnp.inf)
+  return owner, there, jax.lax.top_k(-order, k)[1]  # of equal ones the first
 
 
 def best_owners(

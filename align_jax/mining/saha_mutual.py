@@ -12,7 +12,7 @@ is hardest, and pairs swap places as long as that makes clusters harder (`places
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
 from align_jax.errors import require
@@ -22,7 +22,7 @@ from align_jax.mining.grow import grow
 from align_jax.mining.hidden import alike, exchange_loss, largest_loss
 from align_jax.mining.pairs import Pairs
 from align_jax.mining.places import both_sides, deal, dealt, rows_of, swap
-from align_jax.mining.products import products
+from align_jax.mining.products import Turns, near_order, products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +65,8 @@ def saha_mutual(
     other clusters, swaps, and pairs that are with a hidden match after all, for want of room.
   """
   n, size = len(pairs), k + 1
-  left, right, across = ranked_pairs(pairs, values, pool, 0, pool.shape[1])
-  back = products(pairs.queries, pairs.candidates, pairs.query[right], pairs.candidate[left])
-  loss = exchange_loss(pairs, left, right, across, back)
-  hidden = loss <= largest_loss(loss, config.missed)
-  hidden &= alike(pairs, left, right, config.alike)
+  order = near_order(pairs.queries[pairs.query])
+  left, right, across, back, hidden = hidden_matches(pairs, values, pool, config, order)
   # Whom neither ranks counts 0: who is ranked counts by how much more that is.
   least = np.where(np.isfinite(values), values, np.inf).min(axis=1)[pairs.query]
   weight = np.maximum((across + back - least[left] - least[right]) / 2, 0)
@@ -80,7 +77,7 @@ def saha_mutual(
   u, apart = both_sides(pairs), Apart.of(pairs, sparse.csr_array(VETO * vetoes))
   label = grow(graph, apart, size)
   cluster = deal(label, u, apart, size)
-  cluster, swaps = swap(cluster, graph, u, apart, size, config.swaps)
+  cluster, swaps = swap(cluster, graph, u, apart, size, config.swaps, order)
   return rows_of(cluster, size), {
     'ranked': len(left),
     'hidden': vetoes.nnz // 2,
@@ -89,6 +86,35 @@ def saha_mutual(
     'swaps': swaps,
     'with_hidden': apart.close(cluster),
   }
+
+
+def hidden_matches(
+  pairs: Pairs,
+  values: Float[np.ndarray, 'q depth'],
+  pool: Int[np.ndarray, 'q depth'],
+  config: MutualConfig,
+  order: Int[np.ndarray, 'n'] | None = None,
+) -> tuple[
+  Int[np.ndarray, 'e'],
+  Int[np.ndarray, 'e'],
+  Float[np.ndarray, 'e'],
+  Float[np.ndarray, 'e'],
+  Bool[np.ndarray, 'e'],
+]:
+  """Says of all pairs that a pair ranks whether they are hidden matches.
+
+  `order`: of the pairs, in which rows near each other are read together; None: `near_order`.
+
+  Returns: who ranks, in ascending order; who is ranked; the product of the one's query with the
+    other's candidate, and the other way round; whether it is a hidden match.
+  """
+  left, right, across = ranked_pairs(pairs, values, pool, 0, pool.shape[1])
+  turns = Turns(left, near_order(pairs.queries[pairs.query]) if order is None else order)
+  back = products(pairs.queries, pairs.candidates, pairs.query[right], pairs.candidate[left], turns)
+  loss = exchange_loss(pairs, left, right, across, back)
+  hidden = loss <= largest_loss(loss, config.missed)
+  hidden &= alike(pairs, left, right, config.alike, turns)
+  return left, right, across, back, hidden
 
 
 def _either(

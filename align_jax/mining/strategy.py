@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from align_jax.errors import UserError, did_you_mean, require
 from align_jax.mining.fill import clear, fill
-from align_jax.mining.graph import even_out, metis_parts, mutual, ranked_pairs
+from align_jax.mining.graph import even_out, metis_parts, mutual, need_metis, ranked_pairs
 from align_jax.mining.hardness import Hardness, measure
 from align_jax.mining.nearest import nearest, recall_of
 from align_jax.mining.pairs import Pairs, select, without_bad
@@ -98,6 +98,35 @@ class Mined:
   recall: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a strategy found among the pairs of one task, for `explain`.
+
+  Attributes:
+    strategy, k, settings: by which, and what it was told.
+    pairs, numbers: those of the task, and what `mine` was given them as.
+    classes: whether it is a task of classes.
+    labels: of the candidates, where the strategy went by them.
+    values, pool: the nearest candidates of each query; None where nobody looked.
+    clusters: numbers in `pairs`, -1 where a place is empty, before any place was filled.
+    counts: see `Mined`.
+    recall: of the search, where it was approximate.
+  """
+
+  strategy: str
+  k: int
+  settings: MiningConfig
+  pairs: Pairs
+  numbers: Int[np.ndarray, 'n']
+  classes: bool
+  labels: Int[np.ndarray, 'm'] | None
+  values: Float[np.ndarray, 'q depth'] | None
+  pool: Int[np.ndarray, 'q depth'] | None
+  clusters: Int[np.ndarray, 'clusters size']
+  counts: dict[str, int]
+  recall: float | None
+
+
 def mine(
   pairs: Pairs,
   k: int,
@@ -109,6 +138,7 @@ def mine(
   ids: Sequence[str] | None = None,
   seed: int = 0,
   seen: Callable[[int], None] = lambda count: None,
+  found: Callable[[Found], None] = lambda found: None,
 ) -> Mined:
   """Finds clusters of k + 1 pairs that are hard for each other.
 
@@ -129,14 +159,13 @@ def mine(
       the order of the data, as published. None: numbers are names.
     seed: of what is drawn by lot.
     seen: is told of so many more queries that have been searched for.
+    found: is given what was found of each task, if somebody asks why (see `explain`).
 
   Raises:
     UserError: an unknown strategy; labels, tasks or ids that do not fit; fewer pairs than a cluster
       needs; what `MiningConfig.bad` says.
   """
-  if strategy not in STRATEGIES:
-    raise UserError(f'mining: no strategy {strategy!r}{did_you_mean(strategy, STRATEGIES)}')
-  require(k >= 1, 'mining', f'k={k} hard negatives; at least 1')
+  check_strategy(strategy, k, settings)
   for name, given in (('labels', labels), ('tasks', tasks), ('ids', ids)):
     if given is not None and len(given) != len(pairs):
       raise UserError(f'mining: {len(given)} {name} of {len(pairs)} pairs')
@@ -154,18 +183,20 @@ def mine(
   task = np.zeros(len(kept), np.int64) if tasks is None else tasks[kept]
   label = None if labels is None else labels[kept]
   work = _Work(k, strategy, settings, mesh, seed, seen)
-  found: list[np.ndarray] = []
+  made: list[np.ndarray] = []
   recalls: list[tuple[float, int]] = []
   apart = settings.per_task and strategy != 'random'
   for which in np.unique(task).tolist() if apart else [None]:
     part = np.arange(len(kept)) if which is None else np.flatnonzero(task == which)
     own = None if label is None else label[part]
     classes = which in settings.labelled_tasks
-    clusters, some, recall = work.run(select(whole, part), own, classes, len(found))
-    found.append(np.where(clusters >= 0, part[clusters], -1))
+    some_found = work.run(select(whole, part), kept[part], own, classes, len(made))
+    found(some_found)
+    clusters, some = some_found.clusters, some_found.counts
+    made.append(np.where(clusters >= 0, part[clusters], -1))
     counts |= {key: counts.get(key, 0) + value for key, value in some.items()}
-    recalls += [(recall, len(part))] if recall is not None else []
-  clusters, some = clear(np.concatenate(found).astype(np.int32), whole)
+    recalls += [(some_found.recall, len(part))] if some_found.recall is not None else []
+  clusters, some = clear(np.concatenate(made).astype(np.int32), whole)
   counts |= some
   avoid = label if strategy == 'labels' or settings.different_labels else None
   clusters, some = fill(clusters, whole, task, avoid, seed, drop=settings.bad == 'skip')
@@ -178,6 +209,20 @@ def mine(
     measure(clusters, whole),
     _mean(recalls) if recalls else None,
   )
+
+
+def check_strategy(strategy: str, k: int, settings: MiningConfig) -> None:
+  """Says what is wrong before anything is computed.
+
+  Raises:
+    UserError: an unknown strategy, less than one negative, a rule that cannot be, or no METIS.
+  """
+  if strategy not in STRATEGIES:
+    raise UserError(f'mining: no strategy {strategy!r}{did_you_mean(strategy, STRATEGIES)}')
+  require(k >= 1, 'mining', f'k={k} hard negatives; at least 1')
+  rules_of(strategy, settings)
+  if strategy == 'b3':
+    need_metis()
 
 
 def _mean(recalls: Sequence[tuple[float, int]]) -> float:
@@ -205,41 +250,50 @@ class _Work:
   seen: Callable[[int], None]
 
   def run(
-    self, pairs: Pairs, labels: Int[np.ndarray, 'n'] | None, classes: bool, number: int
-  ) -> tuple[Int[np.ndarray, 'clusters size'], dict[str, int], float | None]:
-    """Returns clusters, -1 where a place is empty, counts, and recall if it is not 1."""
+    self,
+    pairs: Pairs,
+    numbers: Int[np.ndarray, 'n'],
+    labels: Int[np.ndarray, 'n'] | None,
+    classes: bool,
+    number: int,
+  ) -> Found:
     size, config = self.k + 1, self.settings
+    values = pool = of = recall = None
+    counts: dict[str, int] = {}
     if self.strategy in ('random', 'task_random'):
       order = np.random.default_rng([self.seed, number]).permutation(len(pairs))
       room = np.full(-(-len(pairs) // size) * size - len(pairs), -1)
-      return np.concatenate([order, room]).reshape(-1, size), {}, None
-    values, pool, recall = self._search(pairs)
-    counts: dict[str, int]
-    if self.strategy == 'saha':
-      clusters, counts = saha(pairs, pool, self.k, config.mult, labelled=classes)
-    elif self.strategy == 'saha_mutual':
-      clusters, counts = saha_mutual(pairs, values, pool, self.k, config.mutual)
-    elif self.strategy == 'b3':
-      edges = mutual(len(pairs), *ranked_pairs(pairs, values, pool, config.skip, config.keep))
-      clusters, moved = even_out(metis_parts(len(pairs), edges, size), edges, size)
-      counts = {'edges': len(edges.left), 'moved': moved}
+      clusters = np.concatenate([order, room]).reshape(-1, size)
     else:
-      rules = self._rules()
-      of = None
-      if rules.different_labels:
-        if labels is None:
-          raise UserError(f'mining: strategy {self.strategy} needs labels')
-        of = _candidate_labels(pairs, labels)
-      clusters, counts = ranked(pairs, values, pool, self.k, rules, of)
-    return clusters, counts, recall
-
-  def _rules(self) -> Rules:
-    config, name = self.settings, self.strategy
-    return Rules(
-      skip=config.skip if name == 'skip' else 0,
-      margin=config.margin if name == 'margin' else None,
-      percentage=config.percentage if name == 'percentage' else None,
-      different_labels=config.different_labels or name == 'labels',
+      values, pool, recall = self._search(pairs)
+      if self.strategy == 'saha':
+        clusters, counts = saha(pairs, pool, self.k, config.mult, labelled=classes)
+      elif self.strategy == 'saha_mutual':
+        clusters, counts = saha_mutual(pairs, values, pool, self.k, config.mutual)
+      elif self.strategy == 'b3':
+        edges = mutual(len(pairs), *ranked_pairs(pairs, values, pool, config.skip, config.keep))
+        clusters, moved = even_out(metis_parts(len(pairs), edges, size), edges, size)
+        counts = {'edges': len(edges.left), 'moved': moved}
+      else:
+        rules = rules_of(self.strategy, config)
+        if rules.different_labels:
+          if labels is None:
+            raise UserError(f'mining: strategy {self.strategy} needs labels')
+          of = _candidate_labels(pairs, labels)
+        clusters, counts = ranked(pairs, values, pool, self.k, rules, of)
+    return Found(
+      self.strategy,
+      self.k,
+      config,
+      pairs,
+      numbers,
+      classes,
+      of,
+      values,
+      pool,
+      clusters,
+      counts,
+      recall,
     )
 
   def _depth(self, pairs: Pairs) -> int:
@@ -251,7 +305,7 @@ class _Work:
       return 2 * self.k * config.mult
     if self.strategy == 'b3':
       return own + config.skip + config.keep
-    rules = self._rules()
+    rules = rules_of(self.strategy, config)
     spare = rules.different_labels or rules.margin is not None or rules.percentage is not None
     return own + rules.skip + self.k * (max(own, _SPARE) if spare else own)
 
@@ -268,6 +322,16 @@ class _Work:
     some = np.unique(np.linspace(0, len(pool) - 1, min(_SAMPLE, len(pool))).astype(np.int64))
     _, exact = nearest(pairs.queries[some], pairs.candidates, depth, mesh=self.mesh)
     return values, pool, recall_of(pool[some], exact)
+
+
+def rules_of(strategy: str, config: MiningConfig) -> Rules:
+  """Returns the rules of a strategy that ranks candidates."""
+  return Rules(
+    skip=config.skip if strategy == 'skip' else 0,
+    margin=config.margin if strategy == 'margin' else None,
+    percentage=config.percentage if strategy == 'percentage' else None,
+    different_labels=config.different_labels or strategy == 'labels',
+  )
 
 
 def _candidate_labels(pairs: Pairs, labels: Int[np.ndarray, 'n']) -> Int[np.ndarray, 'm']:

@@ -5,7 +5,7 @@ import pytest
 
 from align_jax.errors import UserError
 from benchmarks import common
-from benchmarks.mining import Options, clusters, make_pairs, published_loop, run
+from benchmarks.mining import Options, clusters, exponent, make_pairs, published_loop, run
 from tests.mining import reference
 
 
@@ -15,7 +15,15 @@ def test_sides_agree():
       pytest.skip(f'{package} is not installed')
   got = run(
     Options(
-      queries=200, candidates=600, dim=16, k=9, rounds=1, pairs='300,600', negatives=3, mult=2
+      queries=200,
+      candidates=600,
+      dim=16,
+      k=9,
+      rounds=1,
+      pairs='300,600,900',
+      loop_pairs=600,
+      negatives=3,
+      mult=2,
     )
   )
   search = got['search']
@@ -24,8 +32,17 @@ def test_sides_agree():
   for count in ('300', '600'):
     case = got['clusters'][count]
     assert case['same'] > 0.98
-    assert set(case['seconds']) == {'ours', 'peer', 'numpy', 'b3', 'saha_mutual'}
-  assert set(got['clusters']['growth']) == {'ours', 'peer', 'numpy', 'b3', 'saha_mutual'}
+    for kind in ('seconds', 'cpu_seconds'):
+      assert set(case[kind]) == {'ours', 'peer', 'numpy', 'b3', 'saha_mutual'}
+  assert set(got['clusters']['900']['seconds']) == {'ours', 'b3', 'saha_mutual'}
+  for kind in ('growth', 'cpu_growth'):
+    assert set(got['clusters'][kind]) == {'ours', 'peer', 'numpy', 'b3', 'saha_mutual'}
+
+
+def test_the_exponent_is_fitted():
+  counts = np.array([50e3, 100e3, 400e3])
+  assert exponent(counts, 3 * counts**1.5) == pytest.approx(1.5)
+  assert 1 < exponent([1, 2, 4], [1, 2, 5]) < 1.3
 
 
 def test_parts_can_be_left_out():

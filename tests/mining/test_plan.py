@@ -129,6 +129,10 @@ def test_records_that_no_cluster_names_count_as_well(plan):
   check_plan(few, IDS)
 
 
+def test_a_plan_of_some_of_the_same_records(plan):
+  check_plan(plan, [*IDS, 'another'], 'abc')  # the checksum of contents says that nothing changed
+
+
 def test_clusters_are_of_one_size(plan):
   with pytest.raises(UserError, match='cluster 1 is of 2 records, not 4'):
     dataclasses.replace(plan, clusters=(plan.clusters[0], plan.clusters[1][:2]))
