@@ -1,36 +1,58 @@
-"""Evaluates a run on held-out real images.
+"""Evaluates a run on held-out real images, on answers, or as an embedder on benchmarks of pairs.
 
   python -m align_jax.evaluate --checkpoint=runs/clip --data='emoji:scenes?split=test' \\
     --tasks=retrieval,zero_shot --output=scores.json [--report=report.html]
+  python -m align_jax.evaluate --checkpoint=runs/saha --data=mmeb:MMEB-eval --output=mmeb.json
+
+With pairs (`mmeb:`, `sugarcrepe:`, `emojitasks:`) any run that embeds is measured as an embedder.
 """
 
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import cast
 
 from absl import flags
 
 from align_jax import cli
+from align_jax.answerer import load_answerer
+from align_jax.data.embed_prompt import Level
 from align_jax.data.quarantine import Quarantine
 from align_jax.data.sources import open_as
 from align_jax.encoder import load_run
-from align_jax.evaluation import sections
+from align_jax.errors import UserError
+from align_jax.evaluation import captions, sections
+from align_jax.evaluation.pair_scores import PairBenchmark, is_pair_spec
 from align_jax.evaluation.report import Curve, Curves, Report, Section, metric_table, write_report
 from align_jax.evaluation.speed import speed_section
 from align_jax.evaluation.tasks import NAMES, READINGS, Embedded, EvalData, Inference, measure
 from align_jax.files import write_file
 from align_jax.storage import AnyPath, open_path
+from align_jax.tower_embedder import LEVELS, load_embedder
 from align_jax.train.metrics import read_metrics
 from align_jax.train.run_config import read_run_config
 from align_jax.train.timing import read_starts
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run folder of training.', required=True)
-_DATA = flags.DEFINE_string('data', None, 'Source spec of held-out real images.', required=True)
+_DATA = flags.DEFINE_string(
+  'data', None, 'Source spec of held-out real images, or of pairs.', required=True
+)
+_LEVEL = flags.DEFINE_enum(
+  'level', None, LEVELS, 'Prompt of a multimodal model for pairs; default: as it was trained.'
+)
 _GENERATED = flags.DEFINE_string('generated', '', 'Source spec of generated images (probe, gap).')
 _PARTNERS = flags.DEFINE_string('partners', '', 'Where their real partners are; empty: --data.')
-_TASKS = flags.DEFINE_list('tasks', list(NAMES), f'Any of {",".join(NAMES)}.')
+_TASKS = flags.DEFINE_list(
+  'tasks',
+  None,
+  f'Any of {",".join(NAMES)}, all by default; of a model that answers any of '
+  f'{",".join(captions.NAMES)}, by default answers.',
+)
+_JUDGE = flags.DEFINE_string(
+  'judge', '', 'Run folder of an image-text model: captions are given a CLIPScore by it.'
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the numbers.', required=True)
 _REPORT = flags.DEFINE_string('report', '', 'HTML page to write as well.')
 _INFERENCE = flags.DEFINE_enum(
@@ -45,6 +67,11 @@ def main() -> None:
   """Loads the run, measures, writes the numbers and the page."""
   began = time.monotonic()
   run, output = open_path(_CHECKPOINT.value), open_path(_OUTPUT.value)
+  if is_pair_spec(_DATA.value):
+    _main_pairs(run, output, began)
+    return
+  if _LEVEL.value is not None:
+    raise UserError('--level: is of the prompts for pairs, and --data names none; leave it out')
   data = EvalData(
     test=open_as('real', _DATA.value),
     generated=open_as('generated', _GENERATED.value) if _GENERATED.value else None,
@@ -55,27 +82,73 @@ def main() -> None:
   quarantine = Quarantine(
     None, max_share=1.0, min_seen=1
   )  # counts, and leaves the judging to people
-  encoder = load_run(run, step=_STEP.value)
-  embedded = Embedded(encoder, data, cast(Inference, _INFERENCE.value), quarantine)
-  scores = measure(embedded, _TASKS.value)
-  content = {
-    'scores': scores,
-    'skipped': quarantine.counts,
-    'command': sys.orig_argv,
-    'versions': sections.versions(),
-  }
-  write_file(output, json.dumps(content, indent=1) + '\n')
+  embedded = None
+  if read_run_config(run).answers:
+    captions.check_tasks(_TASKS.value, '--tasks')
+    scores = captions.evaluate_writer(
+      load_answerer(run, step=_STEP.value),
+      data.test,
+      _TASKS.value or ('answers',),
+      judge=load_run(open_path(_JUDGE.value)) if _JUDGE.value else None,
+      limit=data.limit,
+      quarantine=quarantine,
+    )
+  else:
+    encoder = load_run(run, step=_STEP.value)
+    embedded = Embedded(encoder, data, cast(Inference, _INFERENCE.value), quarantine)
+    scores = measure(embedded, _tasks())
+  _write(output, scores, quarantine.counts)
   for name, value in scores.items():
     print(f'{name:32s} {value:.4f}')
   if quarantine.counts:
     print(f'skipped: {quarantine.describe()}')
   if _REPORT.value:
     timings = {'evaluation': time.monotonic() - began}
-    write_report(_REPORT.value, _report(run, embedded, scores, timings))
+    write_report(_REPORT.value, _report(run, data, embedded, scores, timings))
     print(f'report: {_REPORT.value}')
 
 
-def _report(run: AnyPath, embedded: Embedded, scores: dict[str, float], timings) -> Report:
+def _main_pairs(run: AnyPath, output: AnyPath, began: float) -> None:
+  """The same for pairs."""
+  for flag in (_TASKS, _GENERATED, _PARTNERS, _LIMIT, _JUDGE):
+    if flag.value:
+      raise UserError(f'--{flag.name}: is not for pairs, which {_DATA.value} names; leave it out')
+  benchmark = PairBenchmark(_DATA.value)
+  embed = load_embedder(run, cast(Level, _LEVEL.value or ''), step=_STEP.value)
+  scores = benchmark.scores(embed)
+  _write(output, scores, {})
+  print(benchmark.table(scores))
+  if _REPORT.value:
+    timings = {'evaluation': time.monotonic() - began}
+    config = dataclasses.asdict(read_run_config(run))
+    parts: list[Section] = [
+      metric_table('Scores', {run.name: scores}, keys=list(scores)),
+      sections.run_details(sys.orig_argv, config, benchmark.licences, timings),
+    ]
+    shown = f'average {scores["average"]:.3f}' if 'average' in scores else benchmark.spec
+    write_report(
+      _REPORT.value, Report(f'{run.name} as an embedder', shown, tuple(parts), benchmark.spec)
+    )
+    print(f'report: {_REPORT.value}')
+
+
+def _write(output: AnyPath, scores: Mapping[str, float], skipped: Mapping[str, int]) -> None:
+  content = {
+    'scores': scores,
+    'skipped': skipped,
+    'command': sys.orig_argv,
+    'versions': sections.versions(),
+  }
+  write_file(output, json.dumps(content, indent=1) + '\n')
+
+
+def _tasks() -> list[str]:
+  return list(NAMES) if _TASKS.value is None else _TASKS.value
+
+
+def _report(
+  run: AnyPath, data: EvalData, embedded: Embedded | None, scores: dict[str, float], timings
+) -> Report:
   config = read_run_config(run)
   lines = read_metrics(run)
   loss = [(m['step'], m['loss']) for m in lines if m.get('loss') is not None]
@@ -84,24 +157,23 @@ def _report(run: AnyPath, embedded: Embedded, scores: dict[str, float], timings)
     Curves('Training', (Curve({run.name: loss}, 'Training loss.', y_label='nats'),)),
     speed_section(lines, read_starts(run)),
   ]
-  test = embedded.data.test
-  if embedded.test.texts:
+  test = data.test
+  if embedded is not None and embedded.test.texts:
     parts += sections.retrieval_sections(embedded.test, test)
-  if 'gap' in _TASKS.value and embedded.data.generated is not None:
-    partners = embedded.data.partners or test
+  if embedded is not None and 'gap' in _tasks() and data.generated is not None:
+    partners = data.partners or test
     pairs = {run.name: embedded.pairs}
     parts += [
-      sections.sample_section(embedded.data.generated, partners, embedded.pairs),
+      sections.sample_section(data.generated, partners, embedded.pairs),
       sections.umap_section(pairs),
       sections.cosine_section(pairs),
-      sections.neighbour_section(pairs, partners, embedded.data.generated),
+      sections.neighbour_section(pairs, partners, data.generated),
     ]
-  licences = {s.spec: s.licence for s in (test, embedded.data.generated) if s is not None}
+  licences = {s.spec: s.licence for s in (test, data.generated) if s is not None}
   parts.append(sections.run_details(sys.orig_argv, dataclasses.asdict(config), licences, timings))
   shown = ', '.join(f'{k} {v:.3f}' for k, v in list(scores.items())[:3])
-  return Report(
-    f'Evaluation of {run.name}', shown, tuple(parts), f'{len(embedded.test.ids):,} real images.'
-  )
+  count = min(len(test), data.limit or len(test)) if embedded is None else len(embedded.test.ids)
+  return Report(f'Evaluation of {run.name}', shown, tuple(parts), f'{count:,} real images.')
 
 
 if __name__ == '__main__':

@@ -13,15 +13,20 @@ from typing import cast
 from absl import flags
 
 from align_jax import cli
+from align_jax.answerer import make_answerer
 from align_jax.data.sources import open_as
 from align_jax.data.tokenizer import load_tokenizer
-from align_jax.encoder import make_encoder
+from align_jax.encoder import load_run, make_encoder
 from align_jax.errors import UserError
+from align_jax.evaluation.captions import check_tasks, evaluate_writer
+from align_jax.evaluation.pair_scores import PairBenchmark, is_pair_spec
 from align_jax.evaluation.tasks import EvalData, evaluate, find_task
+from align_jax.miner import make_miner
 from align_jax.models.flat import Params
 from align_jax.objectives import make_objective
 from align_jax.parallel.distributed import DistributedConfig, initialize
 from align_jax.storage import AnyPath, open_path
+from align_jax.tower_embedder import ContentEmbedder, TowerEmbedder, make_embedder
 from align_jax.train.config import TrainConfig
 from align_jax.train.init import make_config
 from align_jax.train.journal import Observe
@@ -67,7 +72,14 @@ def main() -> None:
     tracking=TrackingConfig(project, cast(Mode, _WANDB_MODE.value)) if project else None,
   )
   objective = make_objective(config.objective)
-  train(config, objective, workdir, evaluate=_evaluator(config, workdir), observe=observe)
+  train(
+    config,
+    objective,
+    workdir,
+    evaluate=_evaluator(config, workdir),
+    mine=make_miner(config, workdir),
+    observe=observe,
+  )
 
 
 def _evaluator(
@@ -77,8 +89,35 @@ def _evaluator(
   settings = config.eval
   if not settings.every:
     return None
-  if not config.has_towers:
+  if not (config.has_towers or config.answers):
     raise UserError('config.eval.every: the generator has no such evaluation; set 0')
+  if is_pair_spec(settings.data):
+    benchmark = PairBenchmark(settings.data)
+    embedder: ContentEmbedder | TowerEmbedder | None = None
+
+    def scores(params: Params) -> dict[str, float]:
+      nonlocal embedder
+      made = make_embedder(config, params, workdir) if embedder is None else embedder
+      embedder = made.with_params(params)
+      return benchmark.scores(embedder)
+
+    return scores
+  if config.data.text == 'pairs':
+    raise UserError(
+      'config.eval.data: records, but this run learns to embed pairs; name mmeb:DIR, '
+      'sugarcrepe:DIR or emojitasks:NAMES'
+    )
+  if config.answers:
+    check_tasks(settings.tasks, 'config.eval.tasks')
+    test = open_as('real', settings.data)
+    judge = load_run(open_path(settings.judge)) if settings.judge else None
+    return lambda params: evaluate_writer(
+      make_answerer(config, params, workdir),
+      test,
+      settings.tasks,
+      judge=judge,
+      limit=settings.limit,
+    )
   data = EvalData(
     test=open_as('real', settings.data),
     generated=open_as('generated', settings.generated) if settings.generated else None,

@@ -86,6 +86,35 @@ def test_trains_on_photographs_and_leaves_a_run(run, photos):
   assert any('retrieval.t2i.r1' in line for line in lines)
 
 
+def test_a_captioner_starts_from_the_tower_and_is_judged(run, photos, tmp_path):
+  pytest.importorskip('sacrebleu')
+  captioner, scores = tmp_path / 'captioner', tmp_path / 'scores.json'
+  sizes = [f for f in SMALL if '.text.' not in f and '.dim' not in f]
+  command(
+    'align_jax.main',
+    '--config=configs/multimodal.py',
+    f'--workdir={captioner}',
+    f'--config.model.init=run:{run}',
+    "--config.objective.lock=('image',)",
+    f'--config.data.real={photos}',
+    '--config.data.text=captions',
+    '--config.model.image.patch=8',
+    '--config.model.decoder.depth=1',
+    *sizes,
+  )
+  command(
+    'align_jax.evaluate',
+    f'--checkpoint={captioner}',
+    f'--data={photos}',
+    '--tasks=captions',
+    f'--judge={run}',
+    f'--output={scores}',
+  )
+  found = json.loads(scores.read_text())['scores']
+  assert found['captions.asked'] == 30
+  assert found.keys() >= {'captions.bleu4', 'captions.cider', 'captions.clip_score'}
+
+
 class Page(html.parser.HTMLParser):
   def __init__(self, text):
     super().__init__()
@@ -289,3 +318,18 @@ def test_a_real_process_ends_with_code_2_and_one_line(tmp_path):
   assert done.returncode == 2
   assert done.stderr == "error: config.data.reall: unknown field; did you mean 'real'?\n"
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_run_is_evaluated_as_an_embedder(run, tmp_path):
+  pytest.importorskip('resvg_py')
+  tasks = 'emojitasks:image_to_caption?size=32&concepts=12&count=4&candidates=4&split=test'
+  arguments = ['align_jax.evaluate', f'--checkpoint={run}', f'--data={tasks}']
+  output = tmp_path / 'scores.json'
+  done = command(*arguments, f'--output={output}', f'--report={tmp_path / "page.html"}')
+  assert 'Emoji-MMEB' in done.stdout
+  assert 0 <= json.loads(output.read_text())['scores']['average'] <= 1
+  html.parser.HTMLParser().feed((tmp_path / 'page.html').read_text())
+  wrong = command(*arguments, f'--output={output}', '--level=user', check=False)
+  assert wrong.returncode == 2 and 'dual encoder has no prompt' in wrong.stderr
+  wrong = command(*arguments, f'--output={output}', '--limit=3', check=False)
+  assert wrong.returncode == 2 and '--limit: is not for pairs' in wrong.stderr

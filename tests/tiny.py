@@ -103,6 +103,33 @@ VAE = {
   'latents': 4,
   'latent_dim': 3,
 }
+CAPTION = {'name': 'caption'}
+MULTIMODAL = {
+  'image': {
+    **TOWER,
+    'activation': 'gelu_tanh',
+    'image_size': 32,
+    'patch': 8,
+    'depth': 2,
+    'pool': 'mean',
+  },
+  'decoder': {
+    'vocab_size': 300,
+    'width': 32,
+    'depth': 2,
+    'heads': 4,
+    'kv_heads': 2,
+    'head_dim': 8,
+    'mlp_dim': 48,
+  },
+  'image_id': 1,
+  'length': 28,
+}
+SAHA = {'name': 'saha', 'temperature': 0.1}
+EMBEDDER = {
+  **MULTIMODAL,
+  'decoder': {**MULTIMODAL['decoder'], 'lora': {'rank': 2, 'alpha': 4.0}},
+}
 SMALL_MODEL = {
   **MODEL,
   'image': {**MODEL['image'], 'depth': 1, 'width': 16, 'mlp_dim': 24},
@@ -145,12 +172,30 @@ def batch(size: int = 8, seed: int = 0) -> dict[str, jax.Array]:
   rng = np.random.default_rng(seed)
   text = rng.integers(3, 300, (size, MODEL['text']['length']))
   text[:, 5:] = 2, *[0] * (text.shape[1] - 6)  # the end, then padding
+  # chats: an image, a question, an answer of one to four tokens
+  length, patches = MULTIMODAL['length'], 16
+  tokens = rng.integers(3, 300, (size, length))
+  tokens[:, 1 : 1 + patches] = MULTIMODAL['image_id']
+  place, ends = np.arange(length), 22 + np.arange(size) % 4
+  real = place <= ends[:, None]
   values = {
     'image': rng.integers(0, 256, (size, 32, 32, 3)).astype(np.uint8),
     'partner': rng.integers(0, 256, (size, 32, 32, 3)).astype(np.uint8),
     'has_partner': np.arange(size) % 4 != 3,
     'text': text.astype(np.int32),
+    'tokens': np.where(real, tokens, 0).astype(np.int32),
+    'segment': real.astype(np.int32),
+    'answer': real & (place > 21),
     'group': np.arange(size, dtype=np.int32) // 2 * 2 % (size - 2),  # rows of equal captions
     'modality': (np.arange(size) % 2).astype(np.int32),
   }
+  for side in ('query', 'candidate'):
+    starts = rng.integers(0, 6, size)[:, None]  # padded on the left
+    prompts = rng.integers(3, 300, (size, length))
+    prompts[::2, 8 : 8 + patches] = MULTIMODAL['image_id']  # others are texts alone
+    values |= {
+      f'{side}_tokens': np.where(place >= starts, prompts, 0).astype(np.int32),
+      f'{side}_segment': (place >= starts).astype(np.int32),
+      f'{side}_image': rng.integers(0, 256, (size, 1, 32, 32, 3)).astype(np.uint8),
+    }
   return {name: jax.numpy.asarray(value) for name, value in values.items()}

@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
 from align_jax.data.images import ImageError, decode_picture
 from align_jax.data.quarantine import Skipped
+from align_jax.data.questions import DESCRIBE, Question, draw_question, questions
 from align_jax.data.record import Record
 from align_jax.data.transforms import Transform, apply_to_bytes, apply_to_picture
 from align_jax.errors import UserError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 else:
   Source = Any  # the shape check of the tests cannot follow a name that exists for mypy only
 
+# what of a record is read, see `Reader`; `pairs`: see `data.pair_examples`
+Text = Literal['plain', 'captions', 'questions', 'pairs']
 _MODALITY_INDEX = {name: index for index, name in enumerate(MODALITIES)}
 
 
@@ -88,6 +92,19 @@ def _modality(record: Record, source: Source) -> int:
   return index
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clusters:
+  """Which records come together, as a batch plan says.
+
+  Attributes:
+    positions: of the members of each cluster in the source.
+    checksum: of the plan.
+  """
+
+  positions: Int[np.ndarray, 'clusters size']
+  checksum: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
   """One source of a mixture.
@@ -96,20 +113,29 @@ class Part:
     source: the examples.
     weight: its share of all examples, relative to the other parts' weights.
     partners: where the `pair_id` of an example is the `id` of its real partner.
+    clusters: that the examples come in; None: one by one.
   """
 
   source: Source
   weight: float = 1.0
   partners: Source | None = None
+  clusters: Clusters | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-  """One example, ready to be joined to a batch; `partner_read` if a partner was looked at."""
+  """One example, ready to be joined to a batch.
+
+  Attributes:
+    caption: or the answer to `question`; '' if there is none.
+    question: of chats; else ''.
+    partner_read: a partner was looked at.
+  """
 
   record_id: str
   image: np.ndarray
   caption: str
+  question: str
   group: int
   modality: int
   partner: np.ndarray | None
@@ -119,26 +145,43 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """Makes the example at a position of a part; runs in Grain's threads."""
+  """Makes the example at a position of a part; runs in Grain's threads.
+
+  Attributes:
+    positions: of partners, by id.
+    text: `plain`: a caption is drawn; `captions`: the answer to what an image shows; `questions`:
+      a question about it is drawn, and answered.
+    things: see `data.questions.questions`.
+  """
 
   part: Part
   transform: Transform
   require_caption: bool
   max_pixels: int
   positions: Mapping[str, int] | None
+  text: Text = 'plain'
+  things: Sequence[tuple[str, str]] = ()
 
   def __call__(self, index: int, rng: np.random.Generator) -> Example | Skipped:
     source = self.part.source
     record = _read(source, index)
     if isinstance(record, Skipped):
       return record
-    captions = [caption for caption in record.captions if caption.strip()]
-    if not captions and self.require_caption:
-      return Skipped(record.id, source.spec, 'no caption')
-    caption = captions[int(rng.random() * len(captions))] if captions else ''
+    try:
+      found = self._texts(record)
+    except UserError:  # the record's own questions are no questions
+      return Skipped(record.id, source.spec, 'bad questions')
+    if not found and (self.require_caption or self.text != 'plain'):
+      what = 'question' if self.text == 'questions' else 'caption'
+      return Skipped(record.id, source.spec, f'no {what}')
+    if self.text == 'questions':
+      asked = draw_question(found, rng.random)
+    else:
+      asked = found[int(rng.random() * len(found))] if found else Question('', '', '')
+    question, caption = asked.question, asked.answer
     try:
       # without captions there is nothing to be equal in: a group of its own
-      group = caption_group(caption or f'\0{source.spec}\0{record.id}')
+      group = caption_group(question + caption or f'\0{source.spec}\0{record.id}')
       image = apply_to_bytes(self.transform, record.image, rng, self.max_pixels)
     except UnicodeEncodeError:
       return Skipped(record.id, source.spec, 'bad caption')
@@ -152,12 +195,19 @@ class Reader:
       record_id=record.id,
       image=image,
       caption=caption,
+      question=question,
       group=group,
       modality=_modality(record, source),
       partner=partner_image,
       partner_read=partner is not None,
       partner_skipped=partner if isinstance(partner, Skipped) else None,
     )
+
+  def _texts(self, record: Record) -> list[Question]:
+    if self.text == 'questions':
+      return questions(record, self.things)
+    asked = DESCRIBE if self.text == 'captions' else ''
+    return [Question('caption', asked, caption) for caption in record.captions if caption.strip()]
 
   def _partner(self, record: Record) -> tuple[Record, Image.Image] | Skipped | None:
     if self.positions is None or self.part.partners is None or not record.pair_id:

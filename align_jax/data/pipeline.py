@@ -11,9 +11,12 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from align_jax.data.examples import Example, Part, load
+from align_jax.data.chat import Chat, Turn
+from align_jax.data.embed_prompt import Level
+from align_jax.data.examples import Example, Part, Text, load
 from align_jax.data.images import MAX_PIXELS
-from align_jax.data.mixture import Mixer
+from align_jax.data.mixture import AnyExample, Mixer
+from align_jax.data.pair_examples import PairCollate
 from align_jax.data.position import CHUNK, Position, Start, from_state, to_state
 from align_jax.data.quarantine import Quarantine, Skipped
 from align_jax.data.record import Record
@@ -46,9 +49,11 @@ def train_iterator(
   *,
   batch_size: int,
   length: int,
-  tokenizer: Tokenizer,
+  tokenizer: Tokenizer | Chat,
   transform: Transform,
   seed: int,
+  text: Text = 'plain',
+  level: Level = 'hierarchical',
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
@@ -67,6 +72,12 @@ def train_iterator(
   captions; `modality` int32 `[batch]`, the position in `MODALITIES`; `ids` str `[batch]`, for the
   host only; and, when any part has partners, `partner` uint8 `[batch, size, size, 3]` with a draw
   of the augmentation of its own (zeros where there is none) and `has_partner` bool `[batch]`.
+  Of chats it has, instead of `text` and partners, `tokens` int32 `[batch, length]`, `segment` int32
+  `[batch, length]`, 1 of a token and 0 of padding, and `answer` bool `[batch, length]`, the tokens
+  that the assistant writes. For what it has of pairs see `data.pair_examples.PairCollate`.
+
+  A part may come in clusters (`Part.clusters`): they are shuffled, not their members, and every
+  batch is of whole ones. A cluster with a member that cannot be used is left out.
 
   `get_state()` returns a JSON-serialisable dict: `{'start': …, 'positions': one for each process,
   'data': what they are positions in}`, where only this process's position is filled in (see
@@ -77,7 +88,10 @@ def train_iterator(
     parts: what to mix.
     batch_size: examples per batch of this process, see `local_batch`.
     length: tokens per text.
-    seed: of order, caption choice and augmentation.
+    tokenizer: of captions; of chats where `text` asks for them.
+    seed: of order, choice of captions and questions, and augmentation.
+    text: what of a record is read, see `data.examples.Reader`.
+    level: of the prompts of pairs, see `data.embed_prompt`.
     process_index: this process, of `process_count`.
     threads: that decode; 0 decodes while the caller waits.
     quarantine: counts what is skipped. An image that cannot be used drops the example; a partner
@@ -91,6 +105,15 @@ def train_iterator(
       skipped, or all. On `set_state`: the state of other data.
   """
   _check_parts(parts)
+  if (text == 'plain') == isinstance(tokenizer, Chat):
+    raise UserError(f'data.text: {text!r} with a {type(tokenizer).__name__}; chats need a Chat')
+  collate: _Collate | _ChatCollate | PairCollate
+  if not isinstance(tokenizer, Chat):
+    collate = _Collate(tokenizer, length, any(part.partners is not None for part in parts))
+  elif text == 'pairs':
+    collate = PairCollate(tokenizer, length, transform.image_size)
+  else:
+    collate = _ChatCollate(tokenizer, length)
   if batch_size < 1:
     raise UserError(f'batch size {batch_size}: set 1 or more')
   if not 0 <= process_index < process_count:
@@ -98,12 +121,12 @@ def train_iterator(
   # A batch ahead, so that the next one is made while the device works on this one.
   ahead = max(batch_size // CHUNK + 1, 2 * threads) if threads else 0
   return Batches(
-    Mixer(seed, transform, require_caption, max_pixels),
+    Mixer(seed, transform, require_caption, max_pixels, text, level),
     parts,
     process=process_index,
     processes=process_count,
     options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead),
-    collate=_Collate(tokenizer, length, any(part.partners is not None for part in parts)),
+    collate=collate,
     batch_size=batch_size,
     quarantine=quarantine,
   )
@@ -183,6 +206,11 @@ def _check_parts(parts: Sequence[Part]) -> None:
       raise UserError(f'{part.source.spec}: the source is empty')
     if not part.weight > 0:
       raise UserError(f'{part.source.spec}: weight {part.weight}; set more than 0, or leave it out')
+    if part.clusters is not None and len(parts) > 1:
+      raise UserError(
+        f'{part.source.spec}: has a batch plan, but is mixed with other sources; plan all of them '
+        'as one, or use it alone'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +242,30 @@ class _Collate:
 
 
 @dataclasses.dataclass(frozen=True)
+class _ChatCollate:
+  """Joins examples to a batch of chats of two turns."""
+
+  chat: Chat
+  length: int
+
+  def __call__(self, examples: list[Example]) -> dict[str, np.ndarray]:
+    chats = [(Turn('user', e.question), Turn('assistant', e.caption)) for e in examples]
+    rows = self.chat.encode_all(chats, 1, self.length)
+    return {
+      'image': np.stack([example.image for example in examples]),
+      'tokens': rows.tokens,
+      'segment': rows.segment,
+      'answer': rows.answer,
+      'group': np.array([example.group for example in examples], np.int32),
+      'modality': np.array([example.modality for example in examples], np.int32),
+      'ids': np.array([example.record_id for example in examples]),
+    }
+
+
+_Group = list[AnyExample | Skipped]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Chunks:
   """All chunks of a stream, by number."""
 
@@ -223,7 +275,7 @@ class _Chunks:
   def __len__(self) -> int:
     return sys.maxsize // (2 * CHUNK)  # no end: the sources repeat
 
-  def __getitem__(self, number: int) -> list[Example | Skipped]:
+  def __getitem__(self, number: int) -> list[_Group]:
     return [self.mixed[position] for position in self.start.examples(number)]
 
 
@@ -243,7 +295,7 @@ class Batches(grain.DatasetIterator):
     process: int,
     processes: int,
     options: grain.ReadOptions,
-    collate: _Collate,
+    collate: '_Collate | _ChatCollate | PairCollate',
     batch_size: int,
     quarantine: Quarantine,
   ):
@@ -256,7 +308,8 @@ class Batches(grain.DatasetIterator):
     self._batch_size = batch_size
     self._quarantine = quarantine
     self._skipped_in_a_row = 0
-    self._go_to(Start(), (0, 0))
+    self._check_size()
+    self._go_to(Start(size=self._chunk_size), (0, 0))
 
   def go_on_with(self, parts: Sequence[Part]) -> None:
     """Goes on, from the same position, with the same parts after their sources have grown.
@@ -268,17 +321,18 @@ class Batches(grain.DatasetIterator):
       UserError: a part that cannot be, see `train_iterator`.
     """
     _check_parts(parts)
+    size = self._mixture.size
     self._mixture = self._mixer.mix(parts)
+    if self._mixture.size != size:
+      raise UserError(f'data: clusters of {self._mixture.size} after clusters of {size}')
     self._go_to(self._start, (self._done, self._taken))
 
   def __next__(self) -> dict[str, np.ndarray]:
     self._assert_not_closed()
-    examples: list[Example] = []
+    examples: list[AnyExample] = []
     while len(examples) < self._batch_size:
-      example = self._take()
-      if self._counted(example):
-        examples.append(example)
-    return self._collate(examples)
+      examples += [example for example in self._take() if self._counted(example)]
+    return self._collate(examples)  # type: ignore[arg-type]  # all are of the collate's kind
 
   def get_state(self) -> dict[str, Any]:
     positions: list[Position | None] = [None] * self._processes
@@ -286,9 +340,10 @@ class Batches(grain.DatasetIterator):
     return to_state(self._start, positions) | {'data': dict(self._mixture.data)}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    start, position = from_state(state, self._process, self._processes)
+    start, position = from_state(state, self._process, self._processes, self._chunk_size)
     data = state.get('data') or {}
-    for name, value in self._mixture.data.items():
+    for name in {**self._mixture.data, **data}:
+      value = self._mixture.data.get(name)
       if data.get(name) != value:
         raise UserError(
           f'data position: saved with {name} {data.get(name)}, now {value}; '
@@ -296,24 +351,37 @@ class Batches(grain.DatasetIterator):
         )
     self._go_to(start, position)
 
+  @property
+  def _chunk_size(self) -> int:
+    """Groups that make about as many examples as a chunk has."""
+    return max(1, CHUNK // self._mixture.size)
+
+  def _check_size(self) -> None:
+    size = self._mixture.size
+    if self._batch_size % size:
+      raise UserError(
+        f'batch size {self._batch_size} (of a process): the clusters of the batch plan are of '
+        f'{size}; set a multiple of that'
+      )
+
   def _go_to(self, start: Start, position: Position) -> None:
     # a resumed run makes the chunk it was in again and drops what was taken of it
     self._start, (self._done, self._taken) = start, position
     first = self._process + self._done * self._processes
-    chunks = grain.MapDataset.source(_Chunks(self._mixture.examples, start))
+    chunks = grain.MapDataset.source(_Chunks(self._mixture.groups, start))
     self._chunks = iter(chunks[first :: self._processes].to_iter_dataset(self._options))
-    self._chunk: list[Example | Skipped] = []
+    self._chunk: list[_Group] = []
 
-  def _take(self) -> Example | Skipped:
+  def _take(self) -> _Group:
     if not self._chunk:
       self._chunk = next(self._chunks)
-    example = self._chunk[self._taken]
+    group = self._chunk[self._taken]
     self._taken += 1
     if self._taken == len(self._chunk):
       self._chunk, self._done, self._taken = [], self._done + 1, 0
-    return example
+    return group
 
-  def _counted(self, example: Example | Skipped) -> TypeGuard[Example]:
+  def _counted(self, example: AnyExample | Skipped) -> TypeGuard[AnyExample]:
     """Tells whether it is an example, and counts what was skipped."""
     self._quarantine.seen()
     if isinstance(example, Skipped):

@@ -3,7 +3,8 @@
 The examples of a mixture are one endless stream, cut into chunks that the processes take in turn.
 What a run has used is then a few numbers: how many chunks each process has finished, and how many
 examples of its next one. The processes are not abreast: who skips unusable records reads on. A run
-that goes on with another number of processes takes first what the slower ones had left.
+that goes on with another number of processes takes first what the slower ones had left. Where the
+data follow a batch plan, an example here is a whole cluster.
 """
 
 import dataclasses
@@ -28,22 +29,24 @@ class Start:
   Attributes:
     left: examples to take first, by their position in the mixture.
     chunk: number of the first whole chunk of the mixture after them.
+    size: of a chunk.
   """
 
   left: tuple[int, ...] = ()
   chunk: int = 0
+  size: int = CHUNK
 
   @property
   def left_chunks(self) -> int:
     """How many chunks the left-over examples make; the last may be short."""
-    return -(-len(self.left) // CHUNK)
+    return -(-len(self.left) // self.size)
 
   def examples(self, chunk: int) -> Sequence[int]:
     """The positions in the mixture that chunk number `chunk` of this stream holds."""
     if chunk < self.left_chunks:
-      return self.left[chunk * CHUNK : (chunk + 1) * CHUNK]
-    first = (self.chunk + chunk - self.left_chunks) * CHUNK
-    return range(first, first + CHUNK)
+      return self.left[chunk * self.size : (chunk + 1) * self.size]
+    first = (self.chunk + chunk - self.left_chunks) * self.size
+    return range(first, first + self.size)
 
 
 def shared_anew(start: Start, positions: Sequence[Position]) -> Start:
@@ -59,7 +62,7 @@ def shared_anew(start: Start, positions: Sequence[Position]) -> Start:
       left.extend(start.examples(chunk)[taken:])
     elif chunk // ways > done:
       left.extend(start.examples(chunk))
-  return Start(tuple(left), start.chunk + end - start.left_chunks)
+  return Start(tuple(left), start.chunk + end - start.left_chunks, start.size)
 
 
 def to_state(start: Start, positions: Sequence[Position | None]) -> dict[str, Any]:
@@ -70,14 +73,16 @@ def to_state(start: Start, positions: Sequence[Position | None]) -> dict[str, An
   }
 
 
-def from_state(state: dict[str, Any], process: int, processes: int) -> tuple[Start, Position]:
-  """Where process number `process` of `processes` goes on.
+def from_state(
+  state: dict[str, Any], process: int, processes: int, size: int = CHUNK
+) -> tuple[Start, Position]:
+  """Where process number `process` of `processes` goes on, with chunks of `size` examples.
 
   Raises:
     UserError: the state is of something else.
   """
   try:
-    start = Start(tuple(map(int, state['start']['left'])), int(state['start']['chunk']))
+    start = Start(tuple(map(int, state['start']['left'])), int(state['start']['chunk']), size)
     if len(state['positions']) == processes:
       done, taken = map(int, state['positions'][process])
       return start, (done, taken)

@@ -5,10 +5,12 @@ from typing import Any
 
 from align_jax.config import build
 from align_jax.errors import UserError, did_you_mean
+from align_jax.objectives.caption import Caption
 from align_jax.objectives.contrastive import Contrastive
 from align_jax.objectives.cvae import ConditionalVae
 from align_jax.objectives.flow import Flow
 from align_jax.objectives.gmail import Gmail
+from align_jax.objectives.saha import Saha
 from align_jax.train.objective import Objective
 
 OBJECTIVES: Mapping[str, type] = {
@@ -16,6 +18,8 @@ OBJECTIVES: Mapping[str, type] = {
   'gmail': Gmail,
   'flow': Flow,
   'cvae': ConditionalVae,
+  'caption': Caption,
+  'saha': Saha,
 }
 
 

@@ -34,6 +34,7 @@ class Contrastive:
   same_caption_is_positive: bool = True
 
   ModelConfig: ClassVar[type] = DualEncoderConfig
+  texts: ClassVar[tuple[str, ...]] = ('plain',)
   batch_coupled: ClassVar[bool] = True
 
   @property

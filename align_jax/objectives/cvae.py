@@ -39,6 +39,7 @@ class ConditionalVae:
   blind_share: float = 0.3
 
   ModelConfig: ClassVar[type] = CvaeConfig
+  texts: ClassVar[tuple[str, ...]] = ('plain',)
   batch_coupled: ClassVar[bool] = True  # free bits are of the batch's mean
 
   def __post_init__(self) -> None:

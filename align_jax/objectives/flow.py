@@ -38,6 +38,7 @@ class Flow:
   text_dropout: float = 0.1
 
   ModelConfig: ClassVar[type] = DitConfig
+  texts: ClassVar[tuple[str, ...]] = ('plain',)
   batch_coupled: ClassVar[bool] = False
 
   def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class Gmail:
   learn_projection: bool = True
 
   ModelConfig: ClassVar[type] = DualEncoderConfig
+  texts: ClassVar[tuple[str, ...]] = ('plain',)
   batch_coupled: ClassVar[bool] = True
 
   def __post_init__(self) -> None:

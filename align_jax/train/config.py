@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from align_jax.data.embed_prompt import Level
+from align_jax.data.examples import Text
 from align_jax.errors import require
 from align_jax.parallel.mesh import MeshConfig
 from align_jax.train.optimizer import OptimizerConfig
@@ -30,7 +32,13 @@ class DataConfig:
     more: further sources of the mixture.
     tokenizer: a tokenizer folder; '' takes that of `model.init`, else trains one on the captions.
     vocab_size: of a tokenizer trained here.
-    length: text tokens per caption.
+    text: what of a record is read: `plain` a caption as it is; for models that answer, `captions` a
+      chat where an image is asked for and a caption answers, `questions` one where a question
+      about it is answered, see `data.questions`; for embedders, `pairs`: `real` is then a spec of
+      pairs, see `data.pair_sources`.
+    level: of the prompts of pairs, see `data.embed_prompt.embed_turns`.
+    plan: batch plan that the records come by, cluster by cluster; '' for none.
+    length: text tokens per caption, or of a whole chat, patches of the image among them.
     resize, interpolation, short_side, min_scale, flip, colour: see `data.transforms.Transform`.
     threads: that read and decode.
     max_skipped: share of unreadable records at which the run stops.
@@ -47,6 +55,9 @@ class DataConfig:
   more: tuple[Weighted, ...] = ()
   tokenizer: str = ''
   vocab_size: int = 1024
+  text: Text = 'plain'
+  level: Level = 'hierarchical'
+  plan: str = ''
   length: int = 32
   resize: Literal['crop', 'squash'] = 'crop'
   interpolation: Literal['bicubic', 'bilinear'] = 'bicubic'
@@ -61,6 +72,19 @@ class DataConfig:
 
   def __post_init__(self) -> None:
     require(self.follow >= 0, 'config.data.follow', 'must be 0 or more')
+    require(
+      self.text != 'questions' or (not self.flip and self.min_scale == 1),
+      'config.data.text',
+      "'questions' ask for places in the whole image; set flip=False and min_scale=1",
+    )
+    if self.text == 'pairs':
+      require(bool(self.real), 'config.data.real', "empty; name the pairs (text='pairs')")
+      for name in ('generated', 'partners', 'more'):
+        require(
+          not getattr(self, name),
+          f'config.data.{name}',
+          "pairs are of one source; join them in config.data.real, or leave text='plain'",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +105,15 @@ class EvalConfig:
 
   Attributes:
     every: steps between evaluations; 0: none.
-    data: source spec of held-out real images.
+    data: source spec of held-out real images; or a benchmark of pairs, see
+      `evaluation.pair_scores`, which the run is measured on as an embedder.
     generated: source spec of generated images, for `probe` and `gap`.
     partners: where their real partners are; '' means `data`.
-    tasks: any of retrieval, zero_shot, probe, gap.
+    tasks: any of retrieval, zero_shot, probe, gap; of a model that answers, answers or captions.
     inference: how real images are read, see `evaluation.tasks`.
     templates: prompt templates of zero-shot: photo or scene.
     limit: at most so many records of each source.
+    judge: run folder of an image-text model that gives captions a CLIPScore; '': none does.
   """
 
   every: int = 0
@@ -98,10 +124,44 @@ class EvalConfig:
   inference: Literal['clip_flow', 'aligned_encoder'] = 'clip_flow'
   templates: str = 'photo'
   limit: int = 1000
+  judge: str = ''
 
   def __post_init__(self) -> None:
     require(self.every >= 0, 'config.eval.every', 'must be 0 or more')
     require(not self.every or bool(self.data), 'config.eval.data', 'empty; name held-out images')
+
+
+@dataclasses.dataclass(frozen=True)
+class RemineConfig:
+  """Mining while training, see `train.remine`: hard negatives of the model as it is by then.
+
+  Attributes:
+    every: steps between two minings; 0: none. The first is before the first step, unless
+      `config.data.plan` names a plan to begin with.
+    lag: steps from taking the weights to the first batch by the new plan, while mining goes on
+      beside training; 0: training waits.
+    data: spec of the pairs that are mined: records of the training data by their ids; '' where
+      `config.data.real` is of pairs.
+    k: hard negatives of a pair: clusters are of k + 1.
+    strategy: by which.
+    settings: fields of `mining.strategy.MiningConfig` that differ from their defaults.
+  """
+
+  every: int = 0
+  lag: int = 0
+  data: str = ''
+  k: int = 7
+  strategy: str = 'saha_mutual'
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self) -> None:
+    require(self.every >= 0, 'config.remine.every', 'must be 0 or more')
+    require(
+      0 <= self.lag < max(self.every, 1),
+      'config.remine.lag',
+      f'{self.lag} must be 0 or more, and less than every={self.every}',
+    )
+    require(self.k >= 1, 'config.remine.k', 'must be 1 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +187,7 @@ class TrainConfig:
   optimizer: OptimizerConfig
   checkpoint: CheckpointConfig = CheckpointConfig()
   eval: EvalConfig = EvalConfig()
+  remine: RemineConfig = RemineConfig()
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
   log_every: int = 50
@@ -134,11 +195,34 @@ class TrainConfig:
   def __post_init__(self) -> None:
     for name in ('steps', 'batch_size', 'log_every'):
       require(getattr(self, name) >= 1, f'config.{name}', 'must be 1 or more')
+    if self.data.plan or self.remine.every:
+      require(
+        not self.data.follow,
+        'config.data.follow',
+        'a batch plan is of data that do not grow; set 0',
+      )
+    if self.remine.every:
+      require(
+        bool(self.remine.data) or self.data.text == 'pairs',
+        'config.remine.data',
+        'empty; name the pairs to mine, such as SPEC&pairs=image_to_caption',
+      )
+      require(
+        self.batch_size % (self.remine.k + 1) == 0,
+        'config.batch_size',
+        f'{self.batch_size}, but clusters are of config.remine.k + 1 = {self.remine.k + 1}; set a '
+        'multiple of that',
+      )
 
   @property
   def has_towers(self) -> bool:
-    """Whether the model embeds images and texts; generators do not."""
-    return isinstance(self.model.get('image'), Mapping)
+    """Whether the model embeds images and texts; generators and models that answer do not."""
+    return all(isinstance(self.model.get(tower), Mapping) for tower in ('image', 'text'))
+
+  @property
+  def answers(self) -> bool:
+    """Whether the model answers questions about images with text."""
+    return isinstance(self.model.get('decoder'), Mapping)
 
   @property
   def model_fields(self) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Where weights come from: `config.model.init`, a run folder or Hugging Face folders.
 
-What the config leaves open of the model (a field that is missing or None) is as it is there.
+What the config leaves open of the model (a field that is missing or None) is as it is there. A
+model that answers may also start from an image tower alone, as LLaVA does from CLIP's: that of a
+dual encoder's run, or of a folder of a vision model. If it has `image_lora`, the adapters of the
+run's generated track come along, as GMAIL's second stage needs them.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ from align_jax.models.vit import fit_positions
 from align_jax.storage import AnyPath, is_folder, open_path, read_bytes
 from align_jax.train.checkpoints import load_params
 from align_jax.train.config import TrainConfig
+from align_jax.train.objective import Objective
 
 # Fields that may differ from those of a Hugging Face folder: positions are resized, and the others
 # are no matter of weights.
@@ -28,6 +32,8 @@ _FREE = {
   'image.dtype',
   'text.dtype',
   'text.pool',
+  'decoder.dtype',
+  'length',
   'init_scale',
   'init_bias',
   'max_scale',
@@ -91,19 +97,31 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
   if not isinstance(init, str) or not init:
     return out
   data = dict(values.get('data') or {})
+  answers = isinstance(model.get('decoder'), Mapping)
   for origin in find_origins(init):
     if origin.imported is None:
-      _fill(model, _run_model(origin.folder), '', '', strict=False)
+      found = _run_model(origin.folder)
+      if answers and isinstance(model.get('image_lora'), Mapping):
+        # another scale would be another track
+        adapters = {'image_lora': found.get('image_lora') or found.get('lora') or {}}
+        _fill(model, adapters, '', str(origin.folder), strict=True)
+      plain = {k: v for k, v in found.items() if k not in ('lora', 'projection')}
+      _fill(model, _tower(plain) if answers else plain, '', '', strict=False)
     else:
       where = str(origin.folder)
+      if answers and 'text' in origin.imported.model:
+        raise UserError(
+          f'config.model.init: {where} is a {origin.imported.architecture.name}; name the folder '
+          'of a LLaVA, or of a vision model alone'
+        )
       _fill(model, origin.imported.model, '', where, strict=True)
       for name, value in origin.imported.data.items():
         if data.get(name) in (None, ''):
           data[name] = value
-      if 'text' in origin.imported.model and not data.get('tokenizer'):
+      if {'text', 'decoder'} & origin.imported.model.keys() and not data.get('tokenizer'):
         raise UserError(
           f'config.data.tokenizer: empty, and {where} has no tokenizer; name the folder of the one '
-          'that this text tower was trained with'
+          'that this model was trained with'
         )
   # what is still open takes its default
   return {**out, 'model': _stated(model), 'data': _stated(data)}
@@ -136,20 +154,49 @@ def _stated(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same(given: Any, value: Any) -> bool:
-  if isinstance(value, tuple):
-    return tuple(given) == value
+  if isinstance(value, tuple | list):
+    return tuple(given) == tuple(value)
   return given == value
 
 
 def _run_model(folder: AnyPath) -> dict[str, Any]:
-  """The model of a run, without what an adapted model adds to it."""
+  """The model of a run."""
   try:
     model = json.loads(read_bytes(folder / 'config.json'))['model']
   except (FileNotFoundError, KeyError, ValueError):
     return {}  # said where the weights are read
-  return {
-    name: value for name, value in model.items() if name not in ('init', 'lora', 'projection')
-  }
+  return {name: value for name, value in model.items() if name != 'init'}
+
+
+def _tower(model: Mapping[str, Any]) -> Mapping[str, Any]:
+  """What a model that answers takes of another: all of its own kind, else the image tower."""
+  return model if 'decoder' in model else {k: v for k, v in model.items() if k == 'image'}
+
+
+def tokenizer_run(origins: Sequence[Origin], *, answers: bool) -> AnyPath | None:
+  """The run folder whose tokenizer a model starts with: the first of its own kind."""
+  runs = [origin.folder for origin in origins if origin.imported is None]
+  return next((run for run in runs if not answers or 'decoder' in _run_model(run)), None)
+
+
+def check_adapters(
+  objective: Objective, skeleton: Skeleton, given: Mapping[str, Any] | None
+) -> None:
+  """Refuses a generated track that is to be used as it is, and is not there.
+
+  Raises:
+    UserError: an objective with the route `modality` and locked adapters, which nobody gives.
+  """
+  locked = {'image_lora', 'lora'} & set(getattr(objective, 'lock', ()))
+  if not locked or getattr(objective, 'route', '') != 'modality':
+    return
+  names = [n for n in skeleton.shapes if n.startswith('image/') and 'lora' in n.split('/')]
+  missing = [name for name in names if given is None or name not in given]
+  if missing:
+    raise UserError(
+      f'config.objective.lock: {locked.pop()}, but config.model.init has no adapters of generated '
+      f'images (such as {missing[0]}); name a run of configs/gmail.py, or let them learn'
+    )
 
 
 def initial_params(

@@ -17,12 +17,13 @@ from align_jax.storage import AnyPath
 from align_jax.train import preemption
 from align_jax.train.checkpoints import Checkpoints
 from align_jax.train.config import TrainConfig
-from align_jax.train.init import find_origins, initial_params
+from align_jax.train.init import check_adapters, find_origins, initial_params, tokenizer_run
 from align_jax.train.inputs import make_iterator, open_inputs
 from align_jax.train.journal import Journal, Observe
 from align_jax.train.objective import Objective
 from align_jax.train.plan import plan
 from align_jax.train.profiling import Profiler
+from align_jax.train.remine import Mine, Remining
 from align_jax.train.run_config import check_resume, write_run_config
 from align_jax.train.state import create_state, param_shardings
 
@@ -38,6 +39,7 @@ def train(
   *,
   label: str = 'train',
   evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+  mine: Mine | None = None,
   observe: Observe = Observe(),
 ) -> Params:
   """Trains, or goes on where an earlier call with the same folder was cut off.
@@ -46,9 +48,10 @@ def train(
     config: the experiment.
     objective: the method, built from `config.objective`.
     workdir: the run folder: config.json, tokenizer/, checkpoints/, metrics.jsonl, starts.json,
-      tensorboard/, and snapshots.jsonl if sources are followed.
+      tensorboard/, snapshots.jsonl if sources are followed, plans/ if it mines.
     label: begins the progress line.
     evaluate: parameters -> named numbers, called every `config.eval.every` steps.
+    mine: parameters -> batch plan, called every `config.remine.every` steps.
     observe: a trace of some steps, further places for the numbers.
 
   Returns: the final parameters by name (moving averages where they are kept).
@@ -65,11 +68,13 @@ def train(
   origins = find_origins(config.model.get('init', ''))
 
   # 2. Open and check the data.
-  run = next((origin.folder for origin in origins if origin.imported is None), None)
+  run = tokenizer_run(origins, answers=config.answers)
   inputs = open_inputs(config, workdir, objective, planned.model, init=run)
 
   # 3. Create the state in its shards, from given weights where there are some; then restore.
   shardings = param_shardings(planned.skeleton, planned.mesh, config.mesh.rules)
+  given = initial_params(planned.skeleton, origins, shardings)
+  check_adapters(objective, planned.skeleton, given)
   state = create_state(
     planned.skeleton,
     objective,
@@ -78,10 +83,11 @@ def train(
     mesh=planned.mesh,
     rules=config.mesh.rules,
     ema=config.optimizer.ema > 0,
-    given=initial_params(planned.skeleton, origins, shardings),
+    given=given,
   )
+  del given  # what was not given up is not held any longer
+  remining = Remining(config.remine, workdir, mine, planned=bool(config.data.plan))
   write_run_config(config, workdir)
-  batches = make_iterator(inputs, config, workdir)
   with contextlib.ExitStack() as closing:
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     closing.callback(checkpoints.close)
@@ -90,11 +96,15 @@ def train(
     if restored is not None:
       state, position = restored
       kept = float(position.get(_KEPT, 0.0))
-      seen = inputs.snapshots.at(int(state.step))
-      if seen != inputs.snapshots.at(0):
-        batches.go_on_with(inputs.open_parts(seen))
-      batches.set_state(position)
     start = int(state.step)
+    closing.callback(remining.close)
+    mined = remining.begin(start, state.averaged_params)
+    seen = inputs.snapshots.at(start)
+    changed = mined is not None or seen != inputs.snapshots.at(0)
+    parts = inputs.open_parts(seen, mined) if changed else inputs.parts
+    batches = make_iterator(inputs, config, workdir, parts)
+    if restored is not None:
+      batches.set_state(position)
     journal = Journal(
       config, planned, workdir, label=label, start=start, began=began, kept=kept, observe=observe
     )
@@ -126,9 +136,13 @@ def train(
         with profiler.step(step):
           with timer.part('data', step):
             grown = inputs.snapshots.before(step)
+            mined = remining.before(step, state.averaged_params)
+            if grown is not None or mined is not None:
+              batches.go_on_with(inputs.open_parts(inputs.snapshots.at(step), remining.plan))
             if grown is not None:
-              batches.go_on_with(inputs.open_parts(grown))
               journal.say(f'from step {step} on {inputs.snapshots.describe(step)}')
+            if mined is not None:
+              journal.say(f'from step {step} on {len(mined.clusters):,} clusters mined anew')
             batch = next(batches)
           ids = batch.pop('ids')
           with timer.part('transfer', step):
@@ -150,6 +164,7 @@ def train(
           journal.report(step)  # a state with a loss that is not finite is never saved
           journal.sync(force=True)
           with timer.part('save'):
+            remining.keep()
             # saved before the next batch is drawn: the position is that of this step
             position = whole_position(batches.get_state())
             checkpoints.save(state, {**position, _KEPT: timer.kept})

@@ -20,11 +20,13 @@ class Objective(Protocol):
 
   Attributes:
     ModelConfig: the dataclass that `config.model` is read into.
+    texts: what `config.data.text` may be.
     batch_coupled: the loss couples the examples of a batch, so plain gradient accumulation would
       silently lose negatives.
   """
 
   ModelConfig: ClassVar[type]
+  texts: ClassVar[tuple[str, ...]]
   batch_coupled: ClassVar[bool]
 
   @property

@@ -93,15 +93,20 @@ def _batch(
   config: TrainConfig, objective: Objective, model: Any, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """What `data.pipeline.train_iterator` yields, over all processes, without the record ids."""
-  image = ((model.image_size, model.image_size, 3), jnp.uint8)
-  rows = {
-    'image': image,
-    'text': ((config.data.length,), jnp.int32),
-    'group': ((), jnp.int32),
-    'modality': ((), jnp.int32),
-  }
+  pixels = (model.image_size, model.image_size, 3)
+  length = (config.data.length,)
+  rows: dict[str, tuple[tuple[int, ...], Any]] = {'group': ((), jnp.int32)}
+  if config.data.text == 'pairs':
+    for side in ('query', 'candidate'):
+      rows |= {f'{side}_tokens': (length, jnp.int32), f'{side}_segment': (length, jnp.int32)}
+      rows[f'{side}_image'] = ((1, *pixels), jnp.uint8)
+  else:
+    rows |= {'image': (pixels, jnp.uint8), 'modality': ((), jnp.int32)}
+    chats = {'tokens': jnp.int32, 'segment': jnp.int32, 'answer': jnp.bool_}
+    texts = {'text': jnp.int32} if config.data.text == 'plain' else chats
+    rows |= {name: (length, dtype) for name, dtype in texts.items()}
   if objective.needs_partner:
-    rows |= {'partner': image, 'has_partner': ((), jnp.bool_)}
+    rows |= {'partner': (pixels, jnp.uint8), 'has_partner': ((), jnp.bool_)}
   return {
     name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=batch_sharding(mesh))
     for name, (shape, dtype) in rows.items()

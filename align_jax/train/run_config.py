@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 
+from align_jax import storage
 from align_jax.config import build
 from align_jax.errors import UserError
 from align_jax.files import write_file
 from align_jax.storage import AnyPath, read_bytes
 from align_jax.train.config import TrainConfig
-from align_jax.train.inputs import is_under_way
 
 
 def write_run_config(config: TrainConfig, workdir: AnyPath) -> None:
@@ -44,7 +44,8 @@ def check_resume(config: TrainConfig, workdir: AnyPath) -> None:
   for values in (new['data'], old['data']):
     for knob in ('threads', 'max_skipped', 'max_pixels'):
       del values[knob]  # they change nothing that is learnt
-  for field in ('model', 'objective', 'data', 'optimizer', 'batch_size', 'seed', 'steps'):
+  fields = ('model', 'objective', 'data', 'remine', 'optimizer', 'batch_size', 'seed', 'steps')
+  for field in fields:
     path = _difference(new[field], old[field], f'config.{field}')
     if path:
       raise UserError(
@@ -61,3 +62,11 @@ def _difference(new: Any, old: Any, where: str) -> tuple[str, Any, Any] | None:
         return found
     return None
   return None if new == old else (where, new, old)
+
+
+def is_under_way(workdir: AnyPath) -> bool:
+  """Whether a run has left a checkpoint (or begun one) in this folder."""
+  checkpoints = workdir / 'checkpoints'
+  if storage.is_remote(workdir):
+    return storage.is_folder(checkpoints)  # a folder in a bucket is what is in it
+  return checkpoints.is_dir() and any(checkpoints.iterdir())

@@ -242,7 +242,7 @@ def test_the_generated_part_of_pairs_and_mixtures_grows(tmp_path):
     next(batches)
     folder.write(1)
     grown = inputs.snapshots.before(1)
-    parts = inputs.open_parts(grown)
+    parts = inputs.open_parts(grown, None)
     assert [len(p.source) for p in parts] == ([48] if method.generated_only else [30, 48])
     # what does not grow is not opened again
     assert all(new.partners is old for new, old in zip(parts, partners, strict=True))

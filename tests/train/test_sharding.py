@@ -23,6 +23,23 @@ METHODS = {
   'gmail': ({**tiny.GMAIL, 'form': 'symmetric', 'text_weight': 0.5}, TRACKS),
   'flow': (tiny.FLOW, {**tiny.DIT, 'width': 16, 'mlp_dim': 24, 'depth': 1}),
   'cvae': (tiny.CVAE, tiny.VAE),
+  'caption': (
+    {'name': 'caption', 'route': 'modality'},
+    {
+      **tiny.MULTIMODAL,
+      'image': {**tiny.MULTIMODAL['image'], 'depth': 1},
+      'decoder': {**tiny.MULTIMODAL['decoder'], 'depth': 1},
+      'image_lora': tiny.TRACKS['lora'],
+    },
+  ),
+  'saha': (
+    tiny.SAHA,
+    {
+      **tiny.EMBEDDER,
+      'image': {**tiny.EMBEDDER['image'], 'depth': 1},
+      'decoder': {**tiny.EMBEDDER['decoder'], 'depth': 1},
+    },
+  ),
 }
 ALONE = MeshConfig(1, 1, 1)
 
@@ -81,6 +98,8 @@ ALL = ComputeConfig(scan=True, remat='dots', micro_batch=2, loss='ring', rows=1)
   [
     *((method, mesh) for mesh in MESHES for method in ('contrastive', 'gmail', 'flow')),
     ('cvae', (2, 2, 2)),
+    ('caption', (2, 2, 2)),
+    ('saha', (2, 2, 2)),
     *(('contrastive', mesh) for mesh in FEWER),
   ],
 )
@@ -102,6 +121,9 @@ def test_sharded_equals_unsharded(method, mesh):
     ('gmail', (2, 2, 1), ALL),
     ('flow', (2, 4, 1), ComputeConfig(scan=True, remat='full', micro_batch=1)),
     ('cvae', (2, 4, 1), ComputeConfig(scan=True, remat='full', micro_batch=1)),
+    ('caption', (1, 4, 1), ComputeConfig(scan=True, remat='dots', micro_batch=2)),
+    ('saha', (2, 1, 1), CACHED),
+    ('saha', (1, 4, 1), ALL),
   ],
 )
 def test_the_way_of_computing_changes_nothing(method, mesh, compute):

@@ -30,6 +30,7 @@ class Toy(nnx.Module):
 class ToyObjective:
   ModelConfig: ClassVar[type] = ToyConfig
   batch_coupled: ClassVar[bool] = False
+  texts: ClassVar[tuple[str, ...]] = ('plain',)
   generated_only: ClassVar[bool] = False
   needs_partner: ClassVar[bool] = False
 
