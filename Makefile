@@ -11,7 +11,7 @@ PINS := $(if $(filter 3.11,$(VERSION)),-c requirements.txt,)
 TEST_EXTRAS := $(if $(filter 3.11,$(VERSION)),test$(comma)parity,test)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study study-diversity test lint docs format golden clean
+.PHONY: help demo study study-diversity study-captioner study-saha study-saha-gmail test lint docs format golden clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -28,6 +28,14 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml requirements.txt
 
 $(VENV)/.synth: $(BIN)/python pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[demo,synth]'
+	@touch $@
+
+$(VENV)/.captions: $(BIN)/python pyproject.toml requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[demo,captions]'
+	@touch $@
+
+$(VENV)/.mining: $(BIN)/python pyproject.toml requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[demo,mining]'
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml requirements.txt
@@ -50,6 +58,15 @@ study: $(VENV)/.demo ## every arm and ablation of docs/results.md: hours; resume
 
 study-diversity: $(VENV)/.synth ## does diverse, filtered generated data beat more of the same: 90 minutes; resumes
 	$(BIN)/python -m align_jax.study --config=configs/study_diversity.py --workdir=runs/study_diversity
+
+study-captioner: $(VENV)/.captions ## do captioners learn from generated images through the aligned track: 80 minutes; resumes
+	$(BIN)/python -m align_jax.study --config=configs/study_captioner.py --workdir=runs/study_captioner
+
+study-saha: $(VENV)/.mining ## prompts and hard negatives of an embedder: hours; resumes
+	$(BIN)/python -m align_jax.embedding_study --config=configs/study_saha.py --workdir=runs/study_saha
+
+study-saha-gmail: $(VENV)/.mining ## do hard negatives help GMAIL: an hour; resumes
+	$(BIN)/python -m align_jax.study --config=configs/study_saha_gmail.py --workdir=runs/study_saha_gmail
 
 test: $(VENV)/.test ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -44,6 +44,16 @@ METRICS = {
   'probe.linear': Metric('Linear probe', 'higher', True),
   'probe.knn': Metric('kNN probe', 'higher', True),
   'probe.unknown': Metric('Probe: unknown class', '', True),
+  'captions.exact': Metric('Captions all right', 'higher', True),
+  'captions.object': Metric('Objects named', 'higher', True),
+  'captions.colour': Metric('Objects with colour', 'higher', True),
+  'captions.count': Metric('Objects with number', 'higher', True),
+  'captions.attributes': Metric('Objects with both', 'higher', True),
+  'captions.invented': Metric('Named, but not there', 'lower', True),
+  'captions.bleu4': Metric('BLEU\u20114', 'higher', True),
+  'captions.cider': Metric('CIDEr\u2011D', 'higher'),
+  'captions.clip_score': Metric('CLIPScore', 'higher'),
+  'captions.ref_clip_score': Metric('RefCLIPScore', 'higher'),
   # Of the gap, less is not simply better: a collapsed model has none.
   'gap.auc': Metric('Gap AUC'),
   'gap.paired_cosine': Metric('Paired cosine'),
@@ -52,6 +62,13 @@ METRICS = {
   'gap.alignment': Metric('Alignment'),
   'gap.uniformity': Metric('Uniformity, real'),
   'gap.uniformity_generated': Metric('Uniformity, generated'),
+  # Of a batch plan: harder is not simply better.
+  'plan.false_negatives': Metric('False negatives of the plan', '', True),
+  'plan.true_negative_cosine': Metric('Cosine of its true negatives'),
+  'plan.negative_cosine': Metric('Cosine of its negatives'),
+  'plan.positive_cosine': Metric('Cosine of its positives'),
+  'plan.above': Metric('Negatives above the positive', '', True),
+  'plan.members': Metric('Pairs in a cluster', '', True),
 }
 HEADLINE = (
   'retrieval.t2i.r1',
@@ -71,6 +88,7 @@ def metric_table(
   keys: Sequence[str] | None = None,
   names: Mapping[str, str] | None = None,
   note: str = 'Measured on held-out real images.',
+  metrics: Mapping[str, Metric] = METRICS,
 ) -> 'Table':
   """Returns a table of arms (rows) by metrics (columns), the best value of a column marked.
 
@@ -80,12 +98,13 @@ def metric_table(
     keys: the columns; None: the headline metrics that any arm has.
     names: arm to what the reader sees.
     note: the line under the title.
+    metrics: how each is shown.
   """
   if keys is None:
     keys = [key for key in HEADLINE if any(key in values for values in results.values())]
   columns = []
   for key in keys:
-    metric = METRICS.get(key, Metric(key))
+    metric = metrics.get(key, Metric(key))
     cells = [_cell(values.get(key), metric.percent) for values in results.values()]
     columns.append(_mark_best(cells, metric.better))
   seeds = max((np.size(v) for values in results.values() for v in values.values()), default=1)
@@ -95,7 +114,7 @@ def metric_table(
     ((names or {}).get(arm, arm), tuple(column[i] for column in columns))
     for i, arm in enumerate(results)
   )
-  heads = (METRICS.get(key, Metric(key)) for key in keys)
+  heads = (metrics.get(key, Metric(key)) for key in keys)
   return Table(title, tuple(f'{m.label}{" (%)" if m.percent else ""}' for m in heads), rows, note)
 
 

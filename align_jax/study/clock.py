@@ -13,6 +13,7 @@ from align_jax.files import write_file
 GENERATOR_EXAMPLE = 4.0  # of an example of the generator: many patches, and the text at every layer
 GENERATED_IMAGE = 12.0  # of a generated image: some twenty forwards of the generator
 EVALUATION = 8_000.0  # of one judgement of a run
+PLAN = 4_000.0  # of one batch plan: all its pairs are embedded
 PAGE = 20_000.0  # of the report, most of it the two maps
 
 

@@ -10,6 +10,7 @@ from align_jax.config import build
 from align_jax.errors import UserError, did_you_mean, require
 from align_jax.evaluation.report import HEADLINE
 from align_jax.evaluation.tasks import Inference
+from align_jax.mining.strategy import STRATEGIES
 from align_jax.train.config import TrainConfig
 
 
@@ -69,7 +70,9 @@ class Arm:
     name: of its folder and of its key in metrics.json.
     title: for the report.
     stages: overrides of `StudyConfig.arm`, one per stage; a stage starts from the one before. They
-      share the steps of `StudyConfig.arm` evenly, so that every arm takes as many.
+      share the steps of `StudyConfig.arm` evenly, so that every arm takes as many. The last one may
+      be a captioner: its objective is `caption`, it overrides `StudyConfig.captioner` and takes
+      the steps of that.
     readings: how held-out real images are embedded, the first for the headline. GMAIL contradicts
       itself (algorithm 1 against section 3.2), so an arm with tracks measures both.
     generated: how many of the generated images the arm may see; 0: all.
@@ -85,6 +88,37 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
+class MinedPlan:
+  """A batch plan, mined with the base of each seed; `{plan:NAME}` in an arm is its file.
+
+  Attributes:
+    source: spec of the records, with `{generated}` and its like.
+    pairs: which of their sides are a pair, see `data.pair_sources.open_pairs`.
+    partners: spec of the real images of `generated_to_real`.
+    generated: how many of the generated images are mined, as of the arms that follow the plan.
+    strategy: one of `mining.strategy.STRATEGIES`.
+    k: hard negatives of a pair: clusters are of k + 1.
+    settings: fields of `mining.strategy.MiningConfig` that differ from their defaults.
+  """
+
+  strategy: str
+  source: str = '{paired}'
+  pairs: Literal['generated_to_real', 'image_to_caption', 'caption_to_image'] = 'generated_to_real'
+  partners: str = '{real}'
+  generated: int = 0
+  k: int = 7
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self) -> None:
+    require(
+      self.strategy in STRATEGIES,
+      'config.plans',
+      f'no strategy {self.strategy!r}{did_you_mean(self.strategy, STRATEGIES)}',
+    )
+    require(self.k >= 1, 'config.plans', f'k={self.k} must be at least 1')
+
+
+@dataclasses.dataclass(frozen=True)
 class StudyConfig:
   """One study.
 
@@ -94,13 +128,18 @@ class StudyConfig:
     base: training config of the base, which every arm starts from.
     arm: training config that the stages of arms override.
     arms: in the order of the tables; each is run for all seeds before the next.
+    captioner: training config that captioners of arms override; it starts from the towers of the
+      stage before, or of the base. Captions of held-out images are scored.
+    judge: run folder of the image-text model that gives captions a CLIPScore; `{model:NAME}` is one
+      of `models`, '' the base.
     generator, sampling: training config of a generator, and how it is sampled at the captions of
       real images; {} and None: the generated images are `sets`.
     models: training configs by name, of models that sets are made with; `{model:NAME}` in a set is
       the run folder. Each is trained once, for all seeds.
     sets: configs of the data engine (`synth.config.SynthConfig`) by name; `{set:NAME}` in an arm is
       what was made by it. Each is made once, for all seeds.
-    tasks: evaluation tasks.
+    plans: batch plans by name; what they are like is among the metrics of arms that follow one.
+    tasks: evaluation tasks; of an arm with a captioner they judge the towers that it reads with.
     templates: which prompt templates zero-shot classification uses.
     eval_limit: at most so many records of each source are evaluated.
     frequency: from how many real training images on a class is common, and frequent; None: classes
@@ -117,10 +156,13 @@ class StudyConfig:
   base: Mapping[str, Any]
   arm: Mapping[str, Any]
   arms: tuple[Arm, ...]
+  captioner: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  judge: str = ''
   generator: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sampling: Sampling | None = None
   models: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   sets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  plans: Mapping[str, MinedPlan] = dataclasses.field(default_factory=dict)
   tasks: tuple[str, ...] = ('retrieval', 'zero_shot', 'probe', 'gap')
   templates: str = 'scene'
   eval_limit: int = 4000
@@ -138,11 +180,21 @@ class StudyConfig:
     require(
       bool(self.generator or self.sets), 'config.sets', 'no generated images: set sets or generator'
     )
-    for name in (*self.models, *self.sets):
+    for name in (*self.models, *self.sets, *self.plans):
       require(
         re.fullmatch(r'[a-z0-9_]+', name) is not None,
         f'config.sets ({name})',
         'a name is made of a-z, 0-9 and _',
+      )
+    for arm in self.arms:
+      found = [is_captioner(stage) for stage in arm.stages]
+      require(
+        not any(found[:-1]), f'config.arms ({arm.name})', 'a captioner is the last stage of an arm'
+      )
+      require(
+        bool(self.captioner) or not any(found),
+        'config.captioner',
+        f'empty, but the arm {arm.name} ends with a captioner; set a training config',
       )
     arms = [arm.name for arm in self.arms]
     for title, names in self.trends.items():
@@ -152,6 +204,22 @@ class StudyConfig:
           f'config.trends ({title})',
           f'{name!r} is no arm{did_you_mean(name, arms)}',
         )
+
+
+def is_captioner(stage: Mapping[str, Any]) -> bool:
+  """Whether a stage of an arm overrides the captioner."""
+  return stage.get('objective', {}).get('name') == 'caption'
+
+
+def stage_values(
+  config: StudyConfig, arm: Arm, index: int
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+  """What a stage of an arm overrides, and by what."""
+  stage = arm.stages[index]
+  if is_captioner(stage):
+    return config.captioner, dict(stage)
+  sharing = sum(not is_captioner(each) for each in arm.stages)
+  return config.arm, {'steps': config.arm['steps'] // sharing, **stage}
 
 
 def train_config(

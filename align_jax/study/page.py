@@ -1,16 +1,22 @@
 """The report of a study: one page from its runs."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from align_jax.data.sources import open_source
+from align_jax.data.sources.base import pair_index
 from align_jax.encoder import load_run
 from align_jax.evaluation import sections
+from align_jax.evaluation.pictures import Mark, Picture, Row, thumbnails
 from align_jax.evaluation.report import (
   METRICS,
   Curve,
   Curves,
+  Pictures,
   Report,
   Section,
   metric_table,
@@ -18,14 +24,13 @@ from align_jax.evaluation.report import (
 )
 from align_jax.evaluation.tasks import Embedded, Pairs
 from align_jax.study.config import StudyConfig
-from align_jax.study.results import JUDGED, Values, by_arm, compare
+from align_jax.study.results import JUDGED, Values, by_arm, compare, listed, margin
 from align_jax.study.runner import Run
 from align_jax.study.score import eval_data
 from align_jax.study.specs import Specs
 from align_jax.train.metrics import read_metrics
 
 _ALIGNED, _NAIVE = 'aligned', 'naive_mix'
-_ONE_SEED = 0.04
 
 
 def write_page(
@@ -42,6 +47,7 @@ def write_page(
   shown = next((r for r in runs if r.arm == _ALIGNED), None)
   if config.sampling is not None and shown is not None:
     parts += _pictures(config, specs, shown)
+  parts += _captions(config, specs, runs)
   parts.append(_details(config, specs, seconds))
   report = Report(
     title=config.title,
@@ -69,10 +75,11 @@ def verdict(runs: Sequence[Run], config: StudyConfig | None = None) -> str:
   if config is None or pairs == [(_ALIGNED, _NAIVE)]:
     return _verdict(runs, values, _ALIGNED, _NAIVE, ('aligning', 'mixing'))
   titles = {arm.name: arm.title for arm in config.arms}
+  judged = [key for key in config.headline if METRICS[key].better == 'higher']
   # of several, a line each, and no word on what is even
   return '\n'.join(
     f'{titles[a]} against {titles[b]}: '
-    + _verdict(runs, values, a, b, ('the first', 'the second'), config.headline, len(pairs) > 1)
+    + _verdict(runs, values, a, b, ('the first', 'the second'), judged, len(pairs) > 1)
     for a, b in pairs
   )
 
@@ -89,18 +96,18 @@ def _verdict(
   differences = compare(values, arm, other, keys)
   words: dict[str, list[str]] = {'better': [], 'worse': [], 'even': []}
   for key, mean, error in differences:
-    firm = _margin(error, len(values[arm][key]))
+    firm = margin(error, len(values[arm][key]))
     kind = 'even' if abs(mean) <= firm else ('better' if mean > 0 else 'worse')
     words[kind].append(f'{METRICS[key].label} ({100 * mean:+.1f} points)')
   said = []
   if words['better']:
-    said.append(f'{called[0]} beat {called[1]} on {_and(words["better"])}')
+    said.append(f'{called[0]} beat {called[1]} on {listed(words["better"])}')
   if words['worse']:
-    said.append(f'{called[1]} beat {called[0]} on {_and(words["worse"])}')
+    said.append(f'{called[1]} beat {called[0]} on {listed(words["worse"])}')
   if brief and not said:
     said.append('no clear difference')
   elif words['even'] and not brief:
-    said.append(f'no clear difference on {_and(words["even"])}')
+    said.append(f'no clear difference on {listed(words["even"])}')
   text = '; '.join(said) + '.'
   one = len({run.seed for run in runs}) == 1
   return (
@@ -108,21 +115,6 @@ def _verdict(
     + text[1:]
     + (' One seed: differences of four points and less are taken for noise.' if one else '')
   )
-
-
-def _margin(error: float, seeds: int) -> float:
-  """How large a difference must be: the 95 % interval of the paired t test over the seeds.
-
-  One seed says nothing of its spread; two standard deviations of the difference of two shares of
-  1,000 answers stand in for it, at least.
-  """
-  from scipy import stats  # here: it takes a second to import
-
-  return float(stats.t.ppf(0.975, seeds - 1) * error) if seeds > 1 else _ONE_SEED
-
-
-def _and(items: Sequence[str]) -> str:
-  return items[0] if len(items) == 1 else f'{", ".join(items[:-1])} and {items[-1]}'
 
 
 def _tables(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
@@ -152,11 +144,10 @@ def _more_tables(
 ) -> list[Section]:
   out: list[Section] = []
   for held_out in config.data.held_out:
-    keys = {
-      f'{held_out}.retrieval.{way}.r{k}': f'retrieval.{way}.r{k}'
-      for way in ('t2i', 'i2t')
-      for k in (1, 5)
-    }
+    shown = [f'retrieval.{way}.r{k}' for way in ('t2i', 'i2t') for k in (1, 5)]
+    shown += [key for key in config.headline if key.startswith('captions.')]
+    measured = {key for row in rows.values() for key in row}
+    keys = {f'{held_out}.{key}': key for key in shown if f'{held_out}.{key}' in measured}
     renamed = {
       arm: {short: metrics[key] for key, short in keys.items() if key in metrics}
       for arm, metrics in rows.items()
@@ -191,7 +182,7 @@ def _more_tables(
 
 def _curves(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
   seed, arms = config.seeds[0], {arm.name: arm for arm in config.arms}
-  losses, cosines = {}, {}
+  losses, cosines, captions = {}, {}, {}
   for run in runs:
     arm = arms[run.arm]
     if run.seed != seed or arm.group:
@@ -200,6 +191,8 @@ def _curves(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
       lines = read_metrics(run.workdir.parent / f'stage{index}')
       if any('paired_cosine' in line for line in lines):
         cosines[arm.title] = _points(lines, 'paired_cosine')
+      elif any('token_accuracy' in line for line in lines):
+        captions[arm.title] = _points(lines, 'loss')
       else:
         losses[arm.title] = _points(lines, 'loss')
   return [
@@ -208,6 +201,7 @@ def _curves(config: StudyConfig, runs: Sequence[Run]) -> list[Section]:
       (
         Curve(losses, 'Contrastive loss of each arm on its own batches.', y_label='nats'),
         Curve(cosines, 'Alignment: cosine of generated images and their real partners.'),
+        Curve(captions, 'Loss of each captioner on its own batches.', y_label='nats a token'),
       ),
       f'Seed {seed}.',
     )
@@ -222,7 +216,7 @@ def _pictures(config: StudyConfig, specs: Specs, run: Run) -> list[Section]:
   reading = next(iter(run.scores))
   _, data = eval_data(config, specs)
   before = Embedded(load_run(run.base), data)
-  after = Embedded(load_run(run.workdir), data, reading)
+  after = Embedded(load_run(run.towers), data, reading)
   pairs: dict[str, Pairs] = {'before': before.pairs, 'after': after.pairs}
   test, generated = open_source(specs.test), open_source(specs.gap)
   examples, failures = sections.retrieval_sections(after.test, test)
@@ -234,6 +228,39 @@ def _pictures(config: StudyConfig, specs: Specs, run: Run) -> list[Section]:
     examples,
     failures,
   ]
+
+
+def _captions(
+  config: StudyConfig, specs: Specs, runs: Sequence[Run], *, count: int = 8
+) -> list[Section]:
+  """What the captioners of the first seed say of some test images."""
+  titles = {arm.name: arm.title for arm in config.arms}
+  said = {
+    titles[run.arm]: json.loads(run.captions.read_text())['said']
+    for run in runs
+    if run.captions is not None and run.seed == config.seeds[0]
+  }
+  if not said:
+    return []
+  test = open_source(specs.test)
+  where = pair_index(test)
+  ids = list(next(iter(said.values())))
+  chosen = [ids[i] for i in np.random.default_rng(0).permutation(len(ids))[:count]]
+  png = thumbnails(test, chosen)
+  rows = []
+  for name in chosen:
+    captions = test[where[name]].captions
+    pictures = [
+      Picture(png.get(name, b''), f'{title}: {words[name]}', _mark(words[name], captions))
+      for title, words in said.items()
+    ]
+    rows.append(Row(captions[0], tuple(pictures)))
+  note = f'Seed {config.seeds[0]}, drawn at random; framed as right is what was said word for word.'
+  return [Pictures('What the captioners say', tuple(rows), note)]
+
+
+def _mark(said: str, captions: Sequence[str]) -> Mark:
+  return 'right' if said in captions else 'wrong'
 
 
 def _details(config: StudyConfig, specs: Specs, seconds: Mapping[str, float]) -> Section:

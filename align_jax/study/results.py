@@ -20,6 +20,8 @@ JUDGED = (
   'probe.knn',
 )
 
+_ONE_SEED = 0.04
+
 Values = Mapping[str, Mapping[str, list[float]]]  # row -> metric -> one value a seed
 
 
@@ -53,6 +55,22 @@ def compare(
       error = gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 1 else float('nan')
       out.append((key, float(gap.mean()), float(error)))
   return out
+
+
+def margin(error: float, seeds: int) -> float:
+  """How large a difference must be: the 95 % interval of the paired t test over the seeds.
+
+  One seed says nothing of its spread; two standard deviations of the difference of two shares of
+  1,000 answers stand in for it, at least.
+  """
+  from scipy import stats  # here: it takes a second to import
+
+  return float(stats.t.ppf(0.975, seeds - 1) * error) if seeds > 1 else _ONE_SEED
+
+
+def listed(items: Sequence[str]) -> str:
+  """Returns `a, b and c`."""
+  return items[0] if len(items) == 1 else f'{", ".join(items[:-1])} and {items[-1]}'
 
 
 def write_metrics(path: Path, runs: Sequence[Run], seconds: float) -> None:

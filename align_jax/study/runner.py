@@ -5,6 +5,7 @@ study that was stopped goes on where it was, and a config with one more arm cost
 """
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +16,21 @@ from align_jax.data.sources import open_source
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.errors import UserError, needs_extra, require
 from align_jax.evaluation.tasks import Inference, find_task
+from align_jax.mining.strategy import MiningConfig
 from align_jax.models.flat import Skeleton
 from align_jax.objectives import make_objective
 from align_jax.study import clock as clock_lib
-from align_jax.study.config import Arm, Sampling, StudyConfig, train_config
-from align_jax.study.score import score_run
+from align_jax.study.config import (
+  Arm,
+  Sampling,
+  StudyConfig,
+  fill,
+  is_captioner,
+  stage_values,
+  train_config,
+)
+from align_jax.study.plans import mine_plan, plan_file, planned, seen
+from align_jax.study.score import score_captioner, score_run
 from align_jax.study.specs import Specs, model_folder, split_specs
 from align_jax.synth.generate import Prompt, generate
 from align_jax.synth.sampler import make_sampler
@@ -30,13 +41,28 @@ from align_jax.train.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A finished arm of one seed."""
+  """A finished arm of one seed.
+
+  Attributes:
+    workdir: of its last stage; the base, where there is none.
+    captions: JSON file of what its captioner says of test images; None: it has none.
+    stages: the work folders of its stages.
+  """
 
   arm: str
   seed: int
   workdir: Path
   base: Path
   scores: Mapping[Inference, Mapping[str, float]]
+  captions: Path | None = None
+  stages: tuple[Path, ...] = ()
+
+  @property
+  def towers(self) -> Path:
+    """The run of its last image-text model."""
+    if self.captions is None:
+      return self.workdir
+    return self.stages[-2] if len(self.stages) > 1 else self.base
 
 
 def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], clock_lib.Clock]:
@@ -54,6 +80,10 @@ def run_study(config: StudyConfig, workdir: Path) -> tuple[list[Run], clock_lib.
       train_once(values, folder, f'base, seed {seed}')
     bases[seed] = folder
   _make_generated(config, specs, workdir, bases[config.seeds[0]], clock)
+  for seed in config.seeds:
+    for name in config.plans:
+      with clock.piece(f'plan {name}, seed {seed}', clock_lib.PLAN):
+        mine_plan(config, specs, workdir, bases[seed], name, seed)
   runs = []
   for arm in config.arms:
     for seed in config.seeds:
@@ -92,7 +122,9 @@ def _engine() -> ModuleType:
 
 def total_work(config: StudyConfig) -> float:
   """Returns the work of a whole study, in examples trained."""
-  arms = sum(_work(config.arm) * bool(arm.stages) + clock_lib.EVALUATION for arm in config.arms)
+  stages = [(arm, index) for arm in config.arms for index in range(len(arm.stages))]
+  arms = sum(_stage_work(config, arm, index) for arm, index in stages)
+  arms += len(config.arms) * clock_lib.EVALUATION
   generators = [*([config.generator] if config.generator else []), *config.models.values()]
   images = sum(made['images']['count'] for made in config.sets.values())
   images += config.sampling.count if config.sampling is not None else 0
@@ -100,6 +132,7 @@ def total_work(config: StudyConfig) -> float:
     len(config.seeds) * (_work(config.base) + arms)
     + sum(map(_work, generators)) * clock_lib.GENERATOR_EXAMPLE
     + images * clock_lib.GENERATED_IMAGE
+    + len(config.seeds) * len(config.plans) * clock_lib.PLAN
     + clock_lib.PAGE
   )
 
@@ -108,12 +141,27 @@ def _work(training: Mapping[str, Any]) -> float:
   return float(training['steps'] * training['batch_size'])
 
 
+def _stage_work(config: StudyConfig, arm: Arm, index: int) -> float:
+  values, override = stage_values(config, arm, index)
+  return _work({**values, **override})
+
+
+def _judge(config: StudyConfig, workdir: Path) -> str:
+  """The run folder of the judge of captions; '' for the base."""
+  models = {f'model:{name}': str(model_folder(workdir, name)) for name in config.models}
+  return str(fill(config.judge, models, 'config.judge'))
+
+
 def check_sources(config: StudyConfig, specs: Specs, workdir: Path) -> None:
   """Opens every source and builds every training config, so that mistakes show before any work."""
   for spec in (specs.real, specs.extra, specs.test, *config.data.held_out.values()):
     open_source(spec)
   for task in config.tasks:
     find_task(task)
+  if config.captioner:
+    with needs_extra('captions'):
+      importlib.import_module('sacrebleu')
+  _judge(config, workdir)
   names = [arm.name for arm in config.arms]
   require(len(set(names)) == len(names), 'config.arms', 'two arms share a name')
   for arm in config.arms:
@@ -122,7 +170,10 @@ def check_sources(config: StudyConfig, specs: Specs, workdir: Path) -> None:
       f'config.arms ({arm.name})',
       'an arm without stages is named base, and only that',
     )
+  for name, plan in config.plans.items():
+    build(MiningConfig, plan.settings, f'config.plans.{name}.settings')
   placeholders = specs.names(1, 1, 'run:base')
+  placeholders |= {f'plan:{name}': '' for name in config.plans}
   parts = {'config.base': config.base}
   parts |= {'config.generator': config.generator} if config.generator else {}
   parts |= {f'config.models.{name}': values for name, values in config.models.items()}
@@ -131,9 +182,10 @@ def check_sources(config: StudyConfig, specs: Specs, workdir: Path) -> None:
   for name in config.sets:
     _engine().set_config(config, specs, workdir, name)
   for number, arm in enumerate(config.arms):
-    for index, stage in enumerate(arm.stages):
+    for index in range(len(arm.stages)):
       where = f'config.arms[{number}].stages[{index}] ({arm.name})'
-      check_training(train_config(config.arm, stage, placeholders, where))
+      values, override = stage_values(config, arm, index)
+      check_training(train_config(values, override, placeholders, where))
 
 
 def draw(
@@ -200,23 +252,30 @@ def _run_arm(
   name = arm.name
   folder = workdir / f'seed{seed}' / name
   init = base
-  values = None
-  for index, stage in enumerate(arm.stages, start=1):
-    stage_folder = folder / f'stage{index}'
-    label = f'{name}, seed {seed}' + (f', stage {index}' if len(arm.stages) > 1 else '')
-    with clock.piece(label, _work(config.arm) / len(arm.stages)):
+  folders = []
+  for index in range(len(arm.stages)):
+    stage_folder = folder / f'stage{index + 1}'
+    label = f'{name}, seed {seed}' + (f', stage {index + 1}' if len(arm.stages) > 1 else '')
+    with clock.piece(label, _stage_work(config, arm, index)):
+      of, override = stage_values(config, arm, index)
       values = train_config(
-        config.arm,
-        {'steps': config.arm['steps'] // len(arm.stages), **stage, 'seed': seed},
-        specs.names(
-          arm.generated or (config.sampling.count if config.sampling else 0),
-          len(open_source(specs.real)),
-          f'run:{init}',
-        ),
-        f'config.arms ({name}), stage {index}',
+        of,
+        {**override, 'seed': seed},
+        specs.names(seen(config, arm.generated), len(open_source(specs.real)), f'run:{init}')
+        | {f'plan:{p}': str(plan_file(workdir, seed, p)) for p in config.plans},
+        f'config.arms ({name}), stage {index + 1}',
       )
       train_once(values, stage_folder, label)
     init = stage_folder
+    folders.append(stage_folder)
+  captions = folder / 'captions.json' if arm.stages and is_captioner(arm.stages[-1]) else None
+  run = Run(name, seed, init, base, {}, captions, tuple(folders))
   with clock.piece(f'{name}, seed {seed}, evaluation', clock_lib.EVALUATION):
-    scores = score_run(config, specs, arm.readings, init, folder / 'scores.json')
-  return Run(name, seed, init, base, scores)
+    scores = score_run(config, specs, arm.readings, run.towers, folder / 'scores.json')
+    if captions is not None:
+      judge = Path(_judge(config, workdir) or base)
+      said = score_captioner(config, specs, arm.readings, run.workdir, judge, captions)
+      scores = {reading: {**scores[reading], **said[reading]} for reading in arm.readings}
+    told = planned(config, workdir, arm, seed)
+    scores = {reading: {**found, **told} for reading, found in scores.items()}
+  return dataclasses.replace(run, scores=scores)

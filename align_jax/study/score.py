@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from align_jax.answerer import load_answerer
 from align_jax.data.sources import open_source
 from align_jax.data.sources.base import label_counts
 from align_jax.encoder import load_run
-from align_jax.evaluation.tasks import EvalData, Inference, evaluate
+from align_jax.evaluation.captions import caption_all, limited, score_captions
+from align_jax.evaluation.tasks import READINGS, EvalData, Inference, evaluate
 from align_jax.evaluation.zero_shot import Frequency
 from align_jax.files import write_file
 from align_jax.study.config import StudyConfig
@@ -60,6 +62,49 @@ def score_run(
       scores |= {f'{name}.{key}': value for key, value in more.items()}
     out[reading] = scores
   write_file(kept, json.dumps({'judged': judged, 'scores': out}, indent=1))
+  return out
+
+
+def score_captioner(
+  config: StudyConfig,
+  specs: Specs,
+  readings: tuple[Inference, ...],
+  run: Path,
+  judge: Path,
+  kept: Path,
+) -> Scores:
+  """Has a captioner describe held-out real images under each reading, or reads what was kept.
+
+  Args:
+    config, specs, readings: see `score_run`; the track of a reading is all that matters here.
+    run: the run folder of the captioner.
+    judge: that of the encoder of CLIPScore.
+    kept: JSON file of the scores, and of what was said of the test images by the first reading.
+
+  Returns: see `score_run`.
+  """
+  sources = {'': specs.test, **config.data.held_out}
+  judged = {
+    'sources': list(sources.items()),
+    'limit': config.eval_limit,
+    'readings': list(readings),
+    'judge': str(judge),
+  }
+  judged = json.loads(json.dumps(judged))  # as it comes back
+  found = json.loads(kept.read_text()) if kept.exists() else {}
+  if found.get('judged') == judged:
+    return found['scores']
+  writer, encoder = load_answerer(run), load_run(judge)
+  out: dict[Inference, dict[str, float]] = {reading: {} for reading in readings}
+  said: dict[str, str] = {}
+  for reading in readings:
+    for name, spec in sources.items():
+      source = limited(open_source(spec), config.eval_limit)
+      captioned = caption_all(writer, source, modality=READINGS[reading][0] or 'real')
+      scores = score_captions(captioned, source, encoder)
+      out[reading] |= {f'{name}.{k}' if name else k: value for k, value in scores.items()}
+      said = said or {each.record_id: each.said for each in captioned}
+  write_file(kept, json.dumps({'judged': judged, 'scores': out, 'said': said}, indent=1))
   return out
 
 
