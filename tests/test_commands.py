@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from align_jax.evaluation.tasks import NAMES
+from align_jax.evaluation import captions, tasks
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -17,7 +17,15 @@ DOCSTRINGS = [
   *(ROOT / 'launch' / name for name in ('preflight.py', 'weak_scaling.py', 'local.py')),
   *(
     ROOT / 'align_jax' / name
-    for name in ('main.py', 'evaluate.py', 'export.py', 'synthesize.py', 'study/__main__.py')
+    for name in (
+      'main.py',
+      'evaluate.py',
+      'export.py',
+      'mine.py',
+      'synthesize.py',
+      'study/__main__.py',
+      'embedding_study/__main__.py',
+    )
   ),
   ROOT / 'align_jax' / 'data' / 'convert.py',
   *sorted((ROOT / 'configs').glob('*.py')),
@@ -61,7 +69,7 @@ def flags_of(path: Path) -> set[str]:
   names = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", text))
   if 'define_work()' in text:
     names |= {'workers', 'runner', 'beam_option'}
-  return names | ({'config'} if 'define_config()' in text else set())
+  return names | ({'config'} if 'define_config(' in text else set())
 
 
 def check_argparse(words: list[str]) -> None:
@@ -95,7 +103,7 @@ def check_python(words: list[str]) -> None:
   for flag in values:
     assert flag.split('.')[0] in known, f'{module} has no flag --{flag}'
   if 'tasks' in values:
-    assert set(values['tasks'].split(',')) <= set(NAMES)
+    assert set(values['tasks'].split(',')) <= {*tasks.NAMES, *captions.NAMES}
   config_path = values.get('config', '')
   if not config_path or config_path in ('configs/NAME.py', 'configs/X.py', '…'):
     return

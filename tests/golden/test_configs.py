@@ -11,6 +11,7 @@ import pytest
 
 from align_jax.config import build
 from align_jax.data.tokenizer import train_tokenizer
+from align_jax.embedding_study.config import EmbeddingStudyConfig
 from align_jax.interop.clip import write
 from align_jax.models.dual_encoder import DualEncoderConfig
 from align_jax.objectives import make_objective
@@ -20,6 +21,7 @@ from align_jax.study.specs import split_specs
 from align_jax.synth.config import SynthConfig
 from align_jax.train.config import TrainConfig
 from align_jax.train.init import make_config
+from align_jax.train.run_config import write_run_config
 from configs.clip import get_config as get_clip
 from configs.siglip_large import SIZES
 
@@ -79,12 +81,20 @@ def test_config_is_one_that_its_entry_takes(name, tmp_path):
     for name in study.sets:
       set_config(study, split_specs(study, tmp_path), tmp_path, name)
     return
+  if 'levels' in config:
+    study = build(EmbeddingStudyConfig, config)
+    for level in study.levels:
+      study.cell_config(level, 0, 'plan', 'run:base', 'config.training')
+    return
   if 'generators' in config:
     build(SynthConfig, config)
     return
   if config['model'].get('image', {}).get('image_size', 0) is None:
     # what it leaves open, a folder decides
     config['model']['init'] = f'hf:{clip_folder(tmp_path)}'
+  if name == 'saha':  # the same of a run
+    write_run_config(make_config(values('multimodal')), tmp_path)
+    config['model']['init'] = f'run:{tmp_path}'
   config = make_config(config)
   objective = make_objective(config.objective)
   model = {k: v for k, v in config.model.items() if k != 'init'}

@@ -25,6 +25,8 @@ METHODS = {
   'gmail': (tiny.GMAIL, {**tiny.MODEL, **tiny.TRACKS}, 0.0),
   'flow': (tiny.FLOW, tiny.DIT, 0.99),
   'cvae': (tiny.CVAE, tiny.VAE, 0.99),
+  'caption': (tiny.CAPTION, tiny.MULTIMODAL, 0.0),
+  'saha': (tiny.SAHA, tiny.EMBEDDER, 0.0),
 }
 BATCH = 16
 
