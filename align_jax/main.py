@@ -26,7 +26,7 @@ from align_jax.models.flat import Params
 from align_jax.objectives import make_objective
 from align_jax.parallel.distributed import DistributedConfig, initialize
 from align_jax.storage import AnyPath, open_path
-from align_jax.tower_embedder import ContentEmbedder, TowerEmbedder, make_embedder
+from align_jax.tower_embedder import renewed_embedder
 from align_jax.train.config import TrainConfig
 from align_jax.train.init import make_config
 from align_jax.train.journal import Observe
@@ -93,15 +93,8 @@ def _evaluator(
     raise UserError('config.eval.every: the generator has no such evaluation; set 0')
   if is_pair_spec(settings.data):
     benchmark = PairBenchmark(settings.data)
-    embedder: ContentEmbedder | TowerEmbedder | None = None
-
-    def scores(params: Params) -> dict[str, float]:
-      nonlocal embedder
-      made = make_embedder(config, params, workdir) if embedder is None else embedder
-      embedder = made.with_params(params)
-      return benchmark.scores(embedder)
-
-    return scores
+    embedder = renewed_embedder(config, workdir)
+    return lambda params: benchmark.scores(embedder(params))
   if config.data.text == 'pairs':
     raise UserError(
       'config.eval.data: records, but this run learns to embed pairs; name mmeb:DIR, '

@@ -16,7 +16,7 @@ from align_jax.mining.strategy import MiningConfig
 from align_jax.mining_run import check, mine_run
 from align_jax.models.flat import Params
 from align_jax.storage import AnyPath
-from align_jax.tower_embedder import ContentEmbedder, TowerEmbedder, make_embedder
+from align_jax.tower_embedder import renewed_embedder
 from align_jax.train.config import TrainConfig
 from align_jax.train.remine import Mine, Stopped
 
@@ -36,14 +36,10 @@ def make_miner(config: TrainConfig, workdir: AnyPath) -> Mine | None:
   source = open_pairs(remine.data or config.data.real)
   check(source, remine.k, remine.strategy, settings)
   content = fingerprint(source)
-  embedder: ContentEmbedder | TowerEmbedder | None = None
+  embedder = renewed_embedder(config, workdir)
 
   def mine(params: Params, stop: Callable[[], bool]) -> BatchPlan:
-    nonlocal embedder
-    # made once: its programs serve all weights
-    made = make_embedder(config, params, workdir) if embedder is None else embedder
-    embedder = made
-    embed = embedder.with_params(params)
+    embed = embedder(params)
 
     def careful(
       contents: Sequence[Content], role: Role, instruction: str

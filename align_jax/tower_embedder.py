@@ -1,6 +1,6 @@
 """A dual encoder as an embedder of contents, and the embedder of any run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -90,6 +90,20 @@ def make_embedder(
   if config.answers:
     return make_content_embedder(config, params, workdir, config.data.level)
   return TowerEmbedder(make_encoder(config, params, load_tokenizer(workdir / 'tokenizer')))
+
+
+def renewed_embedder(
+  config: TrainConfig, workdir: AnyPath
+) -> Callable[[Params], ContentEmbedder | TowerEmbedder]:
+  """Returns what makes the embedder of any weights of a run; its programs are compiled once."""
+  last: ContentEmbedder | TowerEmbedder | None = None
+
+  def make(params: Params) -> ContentEmbedder | TowerEmbedder:
+    nonlocal last
+    last = make_embedder(config, params, workdir) if last is None else last.with_params(params)
+    return last
+
+  return make
 
 
 def load_embedder(

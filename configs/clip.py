@@ -50,6 +50,7 @@ def get_config(flavour: str = 'mean') -> ConfigDict:
       'max_skipped': 0.01,
       'max_pixels': 50_000_000,
       'follow': 0,
+      'plan': '',
     }
   )
   config.optimizer = ConfigDict(
@@ -75,6 +76,9 @@ def get_config(flavour: str = 'mean') -> ConfigDict:
       'templates': 'scene',
       'limit': 1000,
     }
+  )
+  config.remine = ConfigDict(
+    {'every': 0, 'lag': 0, 'data': '', 'k': 7, 'strategy': 'saha_mutual', 'settings': {}}
   )
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
   config.compute = compute()
