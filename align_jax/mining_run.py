@@ -37,6 +37,7 @@ class EmbeddedPairs:
     labels: of each pair; equal where two of one task truly match; -1 where nobody knows.
     unreadable: how many cannot be read.
     skipped: what the source has left out, by reason.
+    stand_ins: the last so many queries and candidates stand for those that could not even be read.
   """
 
   pairs: Pairs
@@ -46,6 +47,7 @@ class EmbeddedPairs:
   labels: Int[np.ndarray, 'n']
   unreadable: int
   skipped: Mapping[str, int]
+  stand_ins: int = 0
 
 
 def mine_run(
@@ -172,7 +174,8 @@ def embed_pairs(
       raise UserError(f'{source.spec}: no pair can be read; check the data')
     queries, candidates = (side.vectors() for side in sides)
   nobody = np.full((1, queries.shape[1]), np.inf, np.float32)
-  if (number < 0).any():
+  stand_ins = int((number < 0).any())
+  if stand_ins:
     queries, candidates = np.concatenate([queries, nobody]), np.concatenate([candidates, nobody])
   number[0, number[0] < 0], number[1, number[1] < 0] = len(queries) - 1, len(candidates) - 1
   lost = [(x == np.inf).all(axis=1)[n] for x, n in zip((queries, candidates), number, strict=True)]
@@ -184,6 +187,7 @@ def embed_pairs(
     label,
     int((lost[0] | lost[1]).sum()),
     dict(getattr(source, 'skipped', {})),
+    stand_ins,
   )
 
 
@@ -240,6 +244,8 @@ def mine_pairs(
   if embedded.unreadable:
     counts['unreadable'] = embedded.unreadable
     counts['not_finite'] -= embedded.unreadable
+    counts['no_owner'] -= embedded.stand_ins
+    counts['no_positive'] -= embedded.stand_ins
   return dataclasses.replace(mined, counts=counts)
 
 

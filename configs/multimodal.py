@@ -51,8 +51,8 @@ def answers() -> ConfigDict:
   """The whole model learns from captions and questions."""
   config = ConfigDict()
   config.seed = 0
-  config.steps = 8000
-  config.batch_size = 32  # small: many updates, and colours are told after 30,000 examples
+  config.steps = 4000
+  config.batch_size = 32  # of images, with six questions each
   config.log_every = 100
   # a yes or no weighs as much as a caption: in a mean over tokens it is hardly learnt
   config.objective = ConfigDict(
@@ -65,7 +65,7 @@ def answers() -> ConfigDict:
       'decoder': {
         'vocab_size': 800,
         'width': 96,
-        'depth': 2,
+        'depth': 4,
         'heads': 3,
         'kv_heads': 1,
         'head_dim': 32,
@@ -73,12 +73,13 @@ def answers() -> ConfigDict:
         'tied': False,
         'qkv_bias': True,
         'rope_base': 10_000.0,
+        'token_std': 1.0,
         'dtype': 'float32',
       },
       'image_id': 1,
       'projector_activation': 'gelu',
       'projector_bias': True,
-      'length': 92,
+      'length': 196,
     }
   )
   config.data = ConfigDict(
@@ -87,7 +88,9 @@ def answers() -> ConfigDict:
       'tokenizer': '',
       'vocab_size': 800,
       'text': 'questions',
-      'length': 92,
+      'questions': 6,  # patches are most of a text: they serve several questions
+      'summaries': 0.2,
+      'length': 196,
       'threads': 1,
     }
   )

@@ -131,9 +131,11 @@ def captioner() -> ConfigDict:
   config.model.init = '{init}'
   config.model.image = clip.dual_encoder().image
   config.model.length = config.data.length = 54  # 16 patches; the longest chat takes 50
+  config.model.decoder.depth = 2
   config.model.decoder.vocab_size = config.data.vocab_size = 424
   config.data.real = ''
   config.data.text = 'captions'
+  config.data.questions, config.data.summaries = 1, 0.0
   config.checkpoint = ConfigDict({'every': 0, 'keep': 1})
   config.eval.every = 0
   return config

@@ -75,7 +75,6 @@ def strategies() -> tuple[dict, ...]:
 def answers() -> ConfigDict:
   """The generative model, with a tokenizer that knows the words of prompts."""
   config = multimodal.answers()
-  config.steps = 5000
   config.model.init = '{model:tower}'
   config.data.tokenizer = '{tokenizer}'
   config.eval.data = ''
@@ -95,6 +94,7 @@ def training() -> ConfigDict:
   config.data.real = '{pairs}'
   config.data.plan = '{plan}'
   config.data.text = 'pairs'
+  config.data.questions, config.data.summaries = 1, 0.0
   config.optimizer.lr = 5e-3
   config.optimizer.warmup_steps = 4
   config.optimizer.weight_decay = 0.0

@@ -275,6 +275,9 @@ def test_what_cannot_be_mined_is_refused_or_counted(towers):
     mined, ids = mine_run(embed, source, 3, settings=skip)
     assert len(ids) == 13 and 12 not in mined.clusters
     assert mined.counts[reason] == 1 and not mined.counts['not_finite']
+    # the other side of a broken one is left without a match; of one that cannot be read none is
+    alone = int(not isinstance(bad, str) and reason == 'unreadable')
+    assert mined.counts['no_owner'] + mined.counts['no_positive'] == 2 * alone
     assert mined.counts['pairs'] == 13 and mined.hardness.members == 12
   with pytest.raises(UserError, match='tests:pairs: no pair can be read'):
     mine_run(embed, Source(['gone'] * 9), 3, settings=skip)

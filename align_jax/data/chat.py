@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from align_jax import storage
+from align_jax.data.chat_shared import shared_row
 from align_jax.data.chat_template import CHATML, IMAGE, Template, Turn
 from align_jax.data.tokenizer import PAD, fetched, ids_of, read_hf, save_folder, special_ids
 from align_jax.errors import UserError
@@ -31,7 +32,7 @@ class Rows(NamedTuple):
 
   Attributes:
     tokens: with the image token once for each patch.
-    segment: 1 of a token, 0 of padding.
+    segment: 1 of a token, 0 of padding; see `Chat.encode_shared` for more.
     answer: the tokens that the assistant writes: its texts and their end tokens.
   """
 
@@ -101,6 +102,47 @@ class Chat:
     """
     tokens, real, answer = self._rows(chats, images, length, ask=False)
     return Rows(tokens, real, answer)
+
+  def encode_shared(
+    self,
+    groups: Sequence[tuple[Sequence[Sequence[Turn]], Sequence[Sequence[Turn]]]],
+    images: int,
+    length: int,
+  ) -> Rows:
+    """Encodes conversations about the same images as one row, in which these are but once.
+
+    What all of a group begin with is there once, as segment `SHARED`; the rest of each follows as
+    a segment of its own, which reads what is shared as if it alone stood there. Those that do not
+    fit any more are left out, but the first, see `encode_all`.
+
+    Args:
+      groups: conversations about images, and such without any, which come before what is shared.
+      images, length: see `encode_all`.
+
+    Raises:
+      UserError: see `encode_all`.
+    """
+    asked, texts = ([chat for group in groups for chat in group[i]] for i in (0, 1))
+    encoded = iter(self._encoded(asked, images, ask=False))
+    blind = iter(self._encoded(texts, 0, ask=False))
+    parts = []
+    for seeing, others in groups:
+      found = [next(encoded) for _ in seeing]
+      if len(found[0][0]) > length:
+        found[0] = self._cut(seeing[0], images, length, ask=False)
+      whole = shared_row(found, [next(blind) for _ in others], length)
+      if (whole[0] == self.image_id).sum() != images * self.patches:
+        raise UserError(
+          f'{self.template.where}: its chat template puts what differs before the images; several '
+          'conversations cannot share them: set config.data.questions=1'
+        )
+      parts.append(whole)
+    tokens = np.full((len(parts), length), self.pad_id, np.int32)
+    segment, answer = np.zeros((len(parts), length), np.int32), np.zeros((len(parts), length), bool)
+    for row, (ids, of, marks) in enumerate(parts):
+      place = row, slice(0, len(ids))
+      tokens[place], segment[place], answer[place] = ids, of, marks
+    return Rows(tokens, segment, answer)
 
   def prompts(
     self, chats: Sequence[Sequence[Turn]], images: int, length: int

@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from align_jax.data.chat_template import Turn
 from align_jax.data.images import ImageError, decode_picture
 from align_jax.data.quarantine import Skipped
-from align_jax.data.questions import DESCRIBE, Question, draw_question, questions
+from align_jax.data.questions import DESCRIBE, Question, draw_questions, questions
 from align_jax.data.record import Record
+from align_jax.data.summaries import Turns, draw_summaries, one_words
 from align_jax.data.transforms import Transform, apply_to_bytes, apply_to_picture
 from align_jax.errors import UserError
 from align_jax.modality import MODALITIES
@@ -127,20 +129,22 @@ class Example:
   """One example, ready to be joined to a batch.
 
   Attributes:
-    caption: or the answer to `question`; '' if there is none.
-    question: of chats; else ''.
+    caption: '' if there is none, or of chats.
+    chats: conversations about the image, none but of chats.
+    blind: conversations without an image beside them.
     partner_read: a partner was looked at.
   """
 
   record_id: str
   image: np.ndarray
   caption: str
-  question: str
   group: int
   modality: int
   partner: np.ndarray | None
   partner_read: bool
   partner_skipped: Skipped | None
+  chats: tuple[Turns, ...] = ()
+  blind: tuple[Turns, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +156,8 @@ class Reader:
     text: `plain`: a caption is drawn; `captions`: the answer to what an image shows; `questions`:
       a question about it is drawn, and answered.
     things: see `data.questions.questions`.
+    questions: that are drawn of an image, as many as there are.
+    summaries: share of images that are summarised instead, see `data.summaries`.
   """
 
   part: Part
@@ -161,6 +167,8 @@ class Reader:
   positions: Mapping[str, int] | None
   text: Text = 'plain'
   things: Sequence[tuple[str, str]] = ()
+  questions: int = 1
+  summaries: float = 0.0
 
   def __call__(self, index: int, rng: np.random.Generator) -> Example | Skipped:
     source = self.part.source
@@ -174,14 +182,11 @@ class Reader:
     if not found and (self.require_caption or self.text != 'plain'):
       what = 'question' if self.text == 'questions' else 'caption'
       return Skipped(record.id, source.spec, f'no {what}')
-    if self.text == 'questions':
-      asked = draw_question(found, rng.random)
-    else:
-      asked = found[int(rng.random() * len(found))] if found else Question('', '', '')
-    question, caption = asked.question, asked.answer
+    caption, chats, blind = self._draw(record, found, rng)
+    said = ''.join(turn.text for chat in chats for turn in chat) or caption
     try:
       # without captions there is nothing to be equal in: a group of its own
-      group = caption_group(question + caption or f'\0{source.spec}\0{record.id}')
+      group = caption_group(said or f'\0{source.spec}\0{record.id}')
       image = apply_to_bytes(self.transform, record.image, rng, self.max_pixels)
     except UnicodeEncodeError:
       return Skipped(record.id, source.spec, 'bad caption')
@@ -195,13 +200,29 @@ class Reader:
       record_id=record.id,
       image=image,
       caption=caption,
-      question=question,
       group=group,
       modality=_modality(record, source),
       partner=partner_image,
       partner_read=partner is not None,
       partner_skipped=partner if isinstance(partner, Skipped) else None,
+      chats=chats,
+      blind=blind,
     )
+
+  def _draw(
+    self, record: Record, found: Sequence[Question], rng: np.random.Generator
+  ) -> tuple[str, tuple[Turns, ...], tuple[Turns, ...]]:
+    """A caption, or chats with the image and chats without."""
+    if self.summaries and rng.random() < self.summaries and (words := one_words(record)):
+      image, blind = draw_summaries(record, words, rng.random)
+      return '', (image,), blind
+    if self.text == 'questions':
+      drawn = draw_questions(found, self.questions, rng.random)
+    else:
+      drawn = [found[int(rng.random() * len(found))]] if found else []
+    if self.text == 'plain':
+      return drawn[0].answer if drawn else '', (), ()
+    return '', tuple((Turn('user', q.question), Turn('assistant', q.answer)) for q in drawn), ()
 
   def _texts(self, record: Record) -> list[Question]:
     if self.text == 'questions':

@@ -86,7 +86,10 @@ class Mixer:
     max_pixels: int,
     text: Text = 'plain',
     level: Level = 'hierarchical',
+    questions: int = 1,
+    summaries: float = 0.0,
   ):
+    self._questions, self._summaries = questions, summaries
     self._seed, self._transform, self._text, self._level = seed, transform, text, level
     self._require_caption, self._max_pixels = require_caption, max_pixels
     self._partners: list[tuple[Source, Mapping[str, int]]] = []  # of the mixture before
@@ -134,6 +137,8 @@ class Mixer:
       positions,
       self._text,
       things_in(part.source) if self._text == 'questions' else (),
+      self._questions,
+      self._summaries,
     )
 
   def _positions(self, source: Source) -> Mapping[str, int]:

@@ -11,7 +11,8 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from align_jax.data.chat import Chat, Turn
+from align_jax.data.chat import Chat
+from align_jax.data.chat_examples import ChatCollate
 from align_jax.data.embed_prompt import Level
 from align_jax.data.examples import Example, Part, Text, load
 from align_jax.data.images import MAX_PIXELS
@@ -54,6 +55,8 @@ def train_iterator(
   seed: int,
   text: Text = 'plain',
   level: Level = 'hierarchical',
+  questions: int = 1,
+  summaries: float = 0.0,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 2,
@@ -73,8 +76,9 @@ def train_iterator(
   host only; and, when any part has partners, `partner` uint8 `[batch, size, size, 3]` with a draw
   of the augmentation of its own (zeros where there is none) and `has_partner` bool `[batch]`.
   Of chats it has, instead of `text` and partners, `tokens` int32 `[batch, length]`, `segment` int32
-  `[batch, length]`, 1 of a token and 0 of padding, and `answer` bool `[batch, length]`, the tokens
-  that the assistant writes. For what it has of pairs see `data.pair_examples.PairCollate`.
+  `[batch, length]`, 1 of a token and 0 of padding (for several questions see
+  `data.chat.Chat.encode_shared`), and `answer` bool `[batch, length]`, the tokens that the
+  assistant writes. For what it has of pairs see `data.pair_examples.PairCollate`.
 
   A part may come in clusters (`Part.clusters`): they are shuffled, not their members, and every
   batch is of whole ones. A cluster with a member that cannot be used is left out.
@@ -92,6 +96,7 @@ def train_iterator(
     seed: of order, choice of captions and questions, and augmentation.
     text: what of a record is read, see `data.examples.Reader`.
     level: of the prompts of pairs, see `data.embed_prompt`.
+    questions, summaries: see `data.examples.Reader`.
     process_index: this process, of `process_count`.
     threads: that decode; 0 decodes while the caller waits.
     quarantine: counts what is skipped. An image that cannot be used drops the example; a partner
@@ -107,13 +112,13 @@ def train_iterator(
   _check_parts(parts)
   if (text == 'plain') == isinstance(tokenizer, Chat):
     raise UserError(f'data.text: {text!r} with a {type(tokenizer).__name__}; chats need a Chat')
-  collate: _Collate | _ChatCollate | PairCollate
+  collate: _Collate | ChatCollate | PairCollate
   if not isinstance(tokenizer, Chat):
     collate = _Collate(tokenizer, length, any(part.partners is not None for part in parts))
   elif text == 'pairs':
     collate = PairCollate(tokenizer, length, transform.image_size)
   else:
-    collate = _ChatCollate(tokenizer, length)
+    collate = ChatCollate(tokenizer, length)
   if batch_size < 1:
     raise UserError(f'batch size {batch_size}: set 1 or more')
   if not 0 <= process_index < process_count:
@@ -121,7 +126,7 @@ def train_iterator(
   # A batch ahead, so that the next one is made while the device works on this one.
   ahead = max(batch_size // CHUNK + 1, 2 * threads) if threads else 0
   return Batches(
-    Mixer(seed, transform, require_caption, max_pixels, text, level),
+    Mixer(seed, transform, require_caption, max_pixels, text, level, questions, summaries),
     parts,
     process=process_index,
     processes=process_count,
@@ -241,27 +246,6 @@ class _Collate:
     return batch
 
 
-@dataclasses.dataclass(frozen=True)
-class _ChatCollate:
-  """Joins examples to a batch of chats of two turns."""
-
-  chat: Chat
-  length: int
-
-  def __call__(self, examples: list[Example]) -> dict[str, np.ndarray]:
-    chats = [(Turn('user', e.question), Turn('assistant', e.caption)) for e in examples]
-    rows = self.chat.encode_all(chats, 1, self.length)
-    return {
-      'image': np.stack([example.image for example in examples]),
-      'tokens': rows.tokens,
-      'segment': rows.segment,
-      'answer': rows.answer,
-      'group': np.array([example.group for example in examples], np.int32),
-      'modality': np.array([example.modality for example in examples], np.int32),
-      'ids': np.array([example.record_id for example in examples]),
-    }
-
-
 _Group = list[AnyExample | Skipped]
 
 
@@ -295,7 +279,7 @@ class Batches(grain.DatasetIterator):
     process: int,
     processes: int,
     options: grain.ReadOptions,
-    collate: '_Collate | _ChatCollate | PairCollate',
+    collate: '_Collate | ChatCollate | PairCollate',
     batch_size: int,
     quarantine: Quarantine,
   ):

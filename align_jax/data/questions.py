@@ -72,13 +72,26 @@ def questions(record: Record, things: Sequence[tuple[str, str]] = ()) -> list[Qu
   return out
 
 
-def draw_question(found: Sequence[Question], draw: Callable[[], float]) -> Question:
-  """Draws a caption half of the time, for it tells all there is; else the other kinds equally.
+def draw_questions(
+  found: Sequence[Question], count: int, draw: Callable[[], float]
+) -> list[Question]:
+  """Draws different questions one after the other, so many or all.
+
+  Each time a caption half of the time, for it tells all there is; else the other kinds equally.
 
   Args:
     found: questions, at least one.
+    count: 1 or more.
     draw: returns numbers in [0, 1).
   """
+  left, out = list(dict.fromkeys(found)), list[Question]()
+  while left and len(out) < count:
+    out.append(_draw(left, draw))
+    left.remove(out[-1])
+  return out
+
+
+def _draw(found: Sequence[Question], draw: Callable[[], float]) -> Question:
   chosen = [question for question in found if question.kind == 'caption']
   kinds = list(dict.fromkeys(q.kind for q in found if q.kind != 'caption'))
   number = draw()

@@ -27,8 +27,8 @@ def next_tokens(
 
   Args:
     tokens: of texts.
-    segment: which of the packed texts a token is of; 0 for padding. The first token of a text is
-      not foretold by the one before it, which is another's last.
+    segment: which of the packed texts a token is of, see `models.decoder.attention_mask`. The
+      first token of a text is not foretold by the one before it, which is another's last.
     answer: the tokens to be learnt.
   """
   inside = segment[:, 1:] == segment[:, :-1]
@@ -48,17 +48,25 @@ def language_sums(
     tokens, segment, answer: see `next_tokens`.
 
   Returns: float32 sums over a row's tokens to be learnt: `nll` of their negative log likelihoods,
-    `count` of them, `right` of those that are the likeliest token; `whole` is 1 where all of a row
-    are. The loss of a batch is the sum of all `nll` by the sum of all `count`.
+    `count` of them, `right` of those that are the likeliest token. The loss of a batch is the sum
+    of all `nll` by the sum of all `count`. And over its texts with tokens to be learnt: `mean_nll`
+    of the means over their tokens, `texts` of them, `whole` of those that are right throughout.
   """
   targets, learnt = next_tokens(tokens, segment, answer)
   logits = logits[:, :-1]
   nll = jnp.where(learnt, cross_entropy(logits, targets), 0.0)
   right = learnt & (jnp.argmax(logits, axis=-1) == targets)
   count, hits = (jnp.sum(x, axis=1, dtype=jnp.float32) for x in (learnt, right))
+  # of the text that a token is of; a text has so many tokens that each counts a share of it
+  same = (segment[:, 1:, None] == segment[:, None, 1:]) & learnt[:, None, :]
+  size = jnp.sum(same, axis=2, dtype=jnp.float32)
+  wrong = jnp.any(same & ~right[:, None, :], axis=2)
+  share = jnp.where(learnt, 1 / jnp.maximum(1.0, size), 0.0)
   return {
     'nll': jnp.sum(nll, axis=1),
     'count': count,
     'right': hits,
-    'whole': ((hits == count) & (count > 0)).astype(jnp.float32),
+    'mean_nll': jnp.sum(nll * share, axis=1),
+    'texts': jnp.sum(share, axis=1),
+    'whole': jnp.sum(jnp.where(wrong, 0.0, share), axis=1),
   }

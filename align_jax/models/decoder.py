@@ -53,6 +53,8 @@ class DecoderConfig:
     rope_base: of the rotary positions.
     rope_scaling: see `RopeScaling`; None: none.
     eps: of the norms.
+    token_std: of the token table before training. What the blocks add is about 1 from the start:
+      beside that a small table says little of which token it is.
     dtype: of the computation; parameters are float32.
     lora: adapters of every block; None: none.
   """
@@ -69,6 +71,7 @@ class DecoderConfig:
   rope_base: float = 10_000.0
   rope_scaling: RopeScaling | None = None
   eps: float = 1e-6
+  token_std: float = 0.02
   dtype: Dtype = 'float32'
   lora: LoraConfig | None = None
 
@@ -89,6 +92,9 @@ class DecoderConfig:
     mlp = 6 * self.width * self.mlp_dim
     attention = 4 * length * self.heads * self.head_dim
     return self.depth * length * (projections + mlp + attention)
+
+
+SHARED = -1  # the segment of what all texts that come after it in a row begin with
 
 
 class Cache(NamedTuple):
@@ -119,10 +125,11 @@ def attention_mask(
   first: Int[Array, ''] | int = 0,
   prefix: Bool[Array, 'batch length'] | None = None,
 ) -> Bool[Array, 'batch 1 length places']:
-  """Says where each token may look: back, within its own segment.
+  """Says where each token may look: back, within its own segment and what is `SHARED`.
 
   Args:
-    segment: which of the packed texts a token is of; 0 for padding.
+    segment: which of the packed texts a token is of; 0 for padding; `SHARED` of what all
+      texts that come after it in the row begin with, so that it is computed once.
     keys: the same of the places looked at; None: those of the tokens themselves.
     first: the place of the first token.
     prefix: tokens that all others of their segment's prefix may look at, whatever their order
@@ -134,14 +141,18 @@ def attention_mask(
   mask = jnp.broadcast_to(mask, (len(segment), length, places))
   if prefix is not None:
     mask |= prefix[:, :, None] & prefix[:, None, :]
-  return (mask & (segment[:, :, None] == keys[:, None, :]))[:, None]
+  own = segment[:, :, None] == keys[:, None, :]
+  shared = (keys == SHARED)[:, None, :] & (segment > 0)[:, :, None]
+  return (mask & (own | shared))[:, None]
 
 
 def positions_of(segment: Int[Array, 'batch length']) -> Int[Array, 'batch length']:
-  """Counts the tokens of each segment from 0; segments stand together, padding at either end."""
+  """Counts the tokens of each text from 0; segments stand together, padding at either end."""
   place = jnp.arange(segment.shape[1])
   starts = jnp.diff(segment, axis=1, prepend=-1) != 0
-  return place - jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
+  own = place - jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
+  before = jnp.cumsum(segment == SHARED, axis=1)
+  return own + jnp.where(segment > 0, before, 0)
 
 
 class RmsNorm(nnx.Module):
@@ -282,13 +293,15 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
     self.config = config
-    normal = nnx.initializers.normal(0.02)
     shape = (config.vocab_size, config.width)
-    self.token = param(rngs, normal, shape, ('vocab', 'embed'))
+    normal = nnx.initializers.normal
+    self.token = param(rngs, normal(config.token_std), shape, ('vocab', 'embed'))
     self.blocks = Stack(lambda r: DecoderBlock(config, r), config.depth, rngs)
     self.norm = RmsNorm(config.width, config.eps, rngs)
     axes = ('embed', 'vocab')
-    self.head = None if config.tied else Linear(shape[::-1], axes, rngs, bias=False, init=normal)
+    self.head = (
+      None if config.tied else Linear(shape[::-1], axes, rngs, bias=False, init=normal(0.02))
+    )
 
   def embed(self, tokens: Int[Array, 'batch length']) -> Float[Array, 'batch length width']:
     return self.token[...][tokens].astype(self.config.dtype)

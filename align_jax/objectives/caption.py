@@ -87,16 +87,15 @@ class Caption:
   ) -> tuple[Array, Metrics]:
     del model, batch, losses
     tokens = jnp.maximum(1.0, jnp.sum(outputs['count']))
+    texts = jnp.maximum(1.0, jnp.sum(outputs['texts']))
     metrics = {
       'token_accuracy': jnp.sum(outputs['right']) / tokens,
       # of whole answers, each token given the right ones before it
-      'answer_accuracy': jnp.mean(outputs['whole']),
+      'answer_accuracy': jnp.sum(outputs['whole']) / texts,
     }
     if self.weight == 'token':
       return jnp.sum(outputs['nll']) / tokens, metrics
-    counts = outputs['count']
-    each = outputs['nll'] / jnp.maximum(1.0, counts)
-    return jnp.sum(each) / jnp.maximum(1.0, jnp.sum(counts > 0)), metrics
+    return jnp.sum(outputs['mean_nll']) / texts, metrics
 
   def flops(self, config: MultimodalConfig) -> int:
     """What does not learn passes gradients on to what comes before it, if that learns."""

@@ -22,7 +22,7 @@ from align_jax.mining_run import EmbeddedPairs, mine_pairs
 
 _SIDES = ('queries', 'candidates', 'query', 'candidate')
 _BY_PAIR = ('tasks', 'labels')
-_TOLD = ('ids', 'task_names', 'unreadable', 'skipped')
+_TOLD = ('ids', 'task_names', 'unreadable', 'skipped', 'stand_ins')
 _ROWS = 1024  # clusters that are looked at together
 
 
@@ -61,6 +61,7 @@ def load_embedded(path: Path, asked: Mapping[str, Any]) -> EmbeddedPairs | None:
     labels=found['labels'],
     unreadable=told['unreadable'],
     skipped=told['skipped'],
+    stand_ins=told['stand_ins'],
   )
 
 

@@ -36,6 +36,10 @@ class DataConfig:
       chat where an image is asked for and a caption answers, `questions` one where a question
       about it is answered, see `data.questions`; for embedders, `pairs`: `real` is then a spec of
       pairs, see `data.pair_sources`.
+    questions: that are drawn of an image (`text='questions'`): they stand in one row, which has the
+      image once, each as if it alone were there.
+    summaries: share of images with which, instead of questions, image and caption are summarised in
+      one word, as embedders are asked to, see `data.summaries`.
     level: of the prompts of pairs, see `data.embed_prompt.embed_turns`.
     plan: batch plan that the records come by, cluster by cluster; '' for none.
     length: text tokens per caption, or of a whole chat, patches of the image among them.
@@ -56,6 +60,8 @@ class DataConfig:
   tokenizer: str = ''
   vocab_size: int = 1024
   text: Text = 'plain'
+  questions: int = 1
+  summaries: float = 0.0
   level: Level = 'hierarchical'
   plan: str = ''
   length: int = 32
@@ -76,6 +82,16 @@ class DataConfig:
       self.text != 'questions' or (not self.flip and self.min_scale == 1),
       'config.data.text',
       "'questions' ask for places in the whole image; set flip=False and min_scale=1",
+    )
+    require(
+      self.questions == 1 or (self.questions > 1 and self.text == 'questions'),
+      'config.data.questions',
+      f"{self.questions}; set 1, or more with text='questions'",
+    )
+    require(
+      self.summaries == 0 or (0 < self.summaries <= 1 and self.text == 'questions'),
+      'config.data.summaries',
+      f"{self.summaries}; set 0, or a share up to 1 with text='questions'",
     )
     if self.text == 'pairs':
       require(bool(self.real), 'config.data.real', "empty; name the pairs (text='pairs')")

@@ -148,6 +148,8 @@ def make_iterator(
     seed=config.seed,
     text=config.data.text,
     level=config.data.level,
+    questions=config.data.questions,
+    summaries=config.data.summaries,
     process_index=process,
     process_count=jax.process_count(),
     threads=config.data.threads,

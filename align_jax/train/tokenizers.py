@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 from align_jax import storage
 from align_jax.data.chat import Chat, Turn, load_chat, train_chat
 from align_jax.data.embed_prompt import embed_turns
-from align_jax.data.examples import Text
 from align_jax.data.pair_record import Content
 from align_jax.data.questions import DESCRIBE, questions, things_in
 from align_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -33,7 +32,7 @@ def open_tokenizer(
   folder = _tokenizer_folder(data, workdir, init)
   if folder is not None:
     return load_tokenizer(folder)
-  return train_tokenizer(_limited(_texts_of(sources, data.text)), data.vocab_size)
+  return train_tokenizer(_limited(_texts_of(sources, data)), data.vocab_size)
 
 
 def open_chat(
@@ -50,7 +49,7 @@ def open_chat(
   if data.text == 'pairs':
     texts = _texts_of_pairs([cast(PairSource, source) for source in sources], data)
   else:
-    texts = _texts_of(sources, data.text)
+    texts = _texts_of(sources, data)
   return train_chat(_limited(texts), data.vocab_size, patches)
 
 
@@ -92,7 +91,8 @@ def check_chat(chat: Chat, model: MultimodalConfig, data: DataConfig) -> None:
     least = chat.tokens_of(embed_turns(image, 'query', '', data.level), 1, ask=True)
     what = f'an image, the prompt (config.data.level={data.level!r}) and one word'
   else:
-    least = chat.tokens_of([Turn('user', 'a'), Turn('assistant', 'a')], 1)
+    turns = _summary('a') if data.summaries else [Turn('user', 'a'), Turn('assistant', 'a')]
+    least = chat.tokens_of(turns, 1)
     what = 'an image, the chat template and one word each'
   if data.length < least:
     raise UserError(f'config.data.length: {data.length}, but {what} take {least} tokens; raise it')
@@ -110,8 +110,10 @@ def _limited(texts: Iterable[str]) -> Iterable[str]:
   return itertools.islice(texts, _TEXTS)
 
 
-def _texts_of(sources: Sequence[Source], text: Text) -> Iterable[str]:
+def _texts_of(sources: Sequence[Source], data: DataConfig) -> Iterable[str]:
   """What a tokenizer of records is trained on."""
+  text = data.text
+  prompts = [turn.text for turn in _summary('word')[:-1] if turn.text] if data.summaries else []
   if text == 'captions':
     yield DESCRIBE
   for source in sources:
@@ -125,8 +127,15 @@ def _texts_of(sources: Sequence[Source], text: Text) -> Iterable[str]:
       if text == 'questions':
         for asked in found:
           yield from (asked.question, asked.answer)
+        yield from prompts  # with each, so that their words are tokens
       else:
         yield from record.captions
+
+
+def _summary(word: str) -> list[Turn]:
+  """The longest conversation of a summary."""
+  asked = embed_turns(Content(images=(b'',)), 'query', '', 'hierarchical')
+  return [*asked, Turn('assistant', word)]
 
 
 def _texts_of_pairs(sources: Sequence[PairSource], data: DataConfig) -> Iterable[str]:

@@ -13,7 +13,7 @@ from align_jax.data.questions import (
   KINDS,
   Question,
   box_text,
-  draw_question,
+  draw_questions,
   questions,
   things_in,
 )
@@ -120,7 +120,7 @@ def test_questions_that_a_record_brings_are_taken():
 
 def drawn(found):
   rng = np.random.default_rng(0)
-  return Counter(draw_question(found, rng.random).kind for _ in range(3000))
+  return Counter(draw_questions(found, 1, rng.random)[0].kind for _ in range(3000))
 
 
 def test_half_of_what_is_drawn_are_captions_and_other_kinds_are_drawn_equally_often():
@@ -131,3 +131,13 @@ def test_half_of_what_is_drawn_are_captions_and_other_kinds_are_drawn_equally_of
   assert abs(counts['one'] - 750) < 80
   assert drawn(captions) == {'caption': 3000}
   assert abs(drawn([*many, Question('one', 'x', '')])['one'] - 1500) < 100
+
+
+def test_different_questions_are_drawn_until_none_is_left():
+  found = [Question('caption', 'a', ''), *(Question('many', str(i), '') for i in range(4))]
+  rng = np.random.default_rng(1)
+  drawn = [draw_questions([*found, found[0]], 3, rng.random) for _ in range(20)]
+  assert all(len({*few}) == 3 for few in drawn)
+  assert {*draw_questions([*found, found[0]], 9, rng.random)} == {*found}
+  first = [draw_questions(found, 1, np.random.default_rng(i).random)[0] for i in range(9)]
+  assert first == [draw_questions(found, 4, np.random.default_rng(i).random)[0] for i in range(9)]

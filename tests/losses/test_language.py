@@ -43,6 +43,9 @@ def test_sums_and_gradient_match_float64_numpy():
   sums = language_sums(x, TOKENS, SEGMENT, ANSWER)
   np.testing.assert_allclose(sums['nll'], wanted, rtol=1e-6)
   np.testing.assert_array_equal(sums['count'], [2, 4])
+  means = [wanted[0] / 2, -sum(log_p[1, p, t] for p, t in places[1][:2]) / 2]
+  means[1] -= sum(log_p[1, p, t] for p, t in places[1][2:]) / 2
+  np.testing.assert_allclose(sums['mean_nll'], means, rtol=1e-6)
   best = x64.argmax(-1)
   right = [sum(best[row, p] == t for p, t in pairs) for row, pairs in places.items()]
   np.testing.assert_array_equal(sums['right'], right)
@@ -65,11 +68,15 @@ def test_whole_answers_are_right_only_if_all_tokens_are():
   x = np.zeros((2, 7, 11), np.float32)
   targets, _ = next_tokens(TOKENS, SEGMENT, ANSWER)
   np.put_along_axis(x[:, :-1], np.asarray(targets)[..., None], 9.0, axis=-1)
-  assert language_sums(jnp.asarray(x), TOKENS, SEGMENT, ANSWER)['whole'].tolist() == [1, 1]
+  # two texts are packed into the second row
+  sums = language_sums(jnp.asarray(x), TOKENS, SEGMENT, ANSWER)
+  assert (sums['whole'].tolist(), sums['texts'].tolist()) == ([1, 2], [1, 2])
   x[1, 4] = 0
   x = jnp.asarray(x)
-  assert language_sums(x, TOKENS, SEGMENT, ANSWER)['whole'].tolist() == [1, 0]
-  assert language_sums(x, TOKENS, SEGMENT, ANSWER & False)['whole'].tolist() == [0, 0]
+  sums = language_sums(x, TOKENS, SEGMENT, ANSWER)
+  assert (sums['whole'].tolist(), sums['texts'].tolist()) == ([1, 1], [1, 2])
+  sums = language_sums(x, TOKENS, SEGMENT, ANSWER & False)
+  assert (sums['whole'].tolist(), sums['texts'].tolist()) == ([0, 0], [0, 0])
 
 
 def test_large_logits_and_few_bits():

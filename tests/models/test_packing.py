@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from align_jax.models.decoder import SHARED
 from tests import tiny
 
 DECODER = tiny.MULTIMODAL['decoder']
@@ -47,6 +48,28 @@ def test_packed_texts_have_the_hidden_states_that_they_have_alone():
     row, ones = own[None].astype(np.int32), np.ones((1, len(own)), np.int32)
     alone = hidden(row, ones, images[:, i : i + 1] if i < 2 else None)
     np.testing.assert_allclose(packed[:, start : start + len(own)], alone, atol=2e-5)
+
+
+def test_texts_that_share_their_beginning_have_the_hidden_states_that_they_have_alone():
+  rng = np.random.default_rng(4)
+  shared = text(rng, 2, 1)
+  rests = [rng.integers(3, 300, size) for size in (5, 1, 7)]
+  images = rng.integers(0, 256, (1, 1, 32, 32, 3)).astype(np.uint8)
+  blind = rng.integers(3, 300, 6)  # comes first and shares nothing
+  row = np.concatenate([blind, shared, *rests, [0, 0]])[None].astype(np.int32)
+  numbers = [1] * 6 + [SHARED] * len(shared)
+  numbers += [i + 2 for i, rest in enumerate(rests) for _ in rest]
+  together = np.asarray(hidden(row, np.array([[*numbers, 0, 0]], np.int32), images))
+  own = blind[None].astype(np.int32)
+  np.testing.assert_allclose(together[:, :6], hidden(own, np.ones_like(own), None), atol=2e-5)
+  together, start = together[:, 6:], len(shared)
+  for rest in rests:
+    own = np.concatenate([shared, rest])[None].astype(np.int32)
+    alone = np.asarray(hidden(own, np.ones_like(own), images))
+    np.testing.assert_allclose(together[:, : len(shared)], alone[:, : len(shared)], atol=2e-5)
+    got = together[:, start : start + len(rest)]
+    np.testing.assert_allclose(got, alone[:, len(shared) :], atol=2e-5)
+    start += len(rest)
 
 
 def test_tokens_of_a_prefix_see_each_other_and_nothing_after_it():

@@ -9,6 +9,7 @@ import pytest
 
 from align_jax.config import build
 from align_jax.errors import UserError
+from align_jax.models.decoder import SHARED
 from align_jax.models.multimodal import MultimodalConfig
 from align_jax.objectives import make_objective
 from align_jax.objectives.caption import part_of
@@ -88,6 +89,40 @@ def test_weight_answer_is_the_mean_of_the_means_over_each_answer():
   np.testing.assert_allclose(
     run(objective(weight='answer'), silent)[0], np.mean(alone[:3]), rtol=1e-5
   )
+
+
+def test_questions_that_share_an_image_are_learnt_as_if_each_had_it():
+  rng = np.random.default_rng(3)
+  rests = [rng.integers(3, 300, size) for size in (6, 9, 5)]
+  shared = np.asarray(BATCH['tokens'][0, :20])  # begins with the image
+  one = {k: v[:1] for k, v in BATCH.items()}
+
+  def row(parts, segment):
+    tokens, segment = np.concatenate(parts)[None], np.asarray([segment])
+    place = np.arange(segment.shape[1])
+    starts = np.maximum.accumulate(np.where(np.diff(segment[0], prepend=-2) != 0, place, 0))
+    answer = ((place - starts) >= 3) & (segment > 0) & (place >= 20)  # three tokens ask
+    named = {'tokens': tokens, 'segment': segment, 'answer': answer}
+    return one | {name: jnp.asarray(value) for name, value in named.items()}
+
+  alone = []
+  for rest in rests:
+    own = row([shared, rest], [1] * (20 + len(rest)))
+    own['answer'] = own['answer'].at[:, :23].set(False).at[:, 23:].set(True)
+    alone.append(own)
+  numbers = [SHARED] * 20 + [i + 1 for i, rest in enumerate(rests) for _ in rest]
+  together = row([shared, *rests], numbers)
+  assert int(together['answer'].sum()) == sum(int(own['answer'].sum()) for own in alone)
+  method, params = objective(weight='answer'), made()[1]
+  (loss, metrics), gradients = _run(method, params, together)
+  single = [_run(method, params, own) for own in alone]
+  np.testing.assert_allclose(loss, np.mean([s[0][0] for s in single]), rtol=1e-5)
+  assert metrics['answer_accuracy'] == pytest.approx(
+    np.mean([s[0][1]['answer_accuracy'] for s in single])
+  )
+  for name, gradient in gradients.items():
+    wanted = np.mean([s[1][name] for s in single], axis=0)
+    np.testing.assert_allclose(gradient, wanted, atol=1e-6 + 1e-4 * np.abs(wanted).max())
 
 
 def test_padding_and_questions_are_not_learnt_but_read():
