@@ -59,7 +59,7 @@ study: $(VENV)/.demo ## every arm and ablation of docs/results.md: hours; resume
 study-diversity: $(VENV)/.synth ## does diverse, filtered generated data beat more of the same: 90 minutes; resumes
 	$(BIN)/python -m align_jax.study --config=configs/study_diversity.py --workdir=runs/study_diversity
 
-study-captioner: $(VENV)/.captions ## do captioners learn from generated images through the aligned track: 80 minutes; resumes
+study-captioner: $(VENV)/.captions ## do captioners learn from generated images through the aligned track: 2 hours on one core; resumes
 	$(BIN)/python -m align_jax.study --config=configs/study_captioner.py --workdir=runs/study_captioner
 
 study-saha: $(VENV)/.mining ## prompts and hard negatives of an embedder: hours; resumes

@@ -6,8 +6,8 @@
 An image-text model, a generator and a judge have each seen 16,000 scenes, as CLIP and Stable
 Diffusion have seen the web. A captioner is a small decoder, from scratch, that reads the frozen
 tower's patches. It learns from 2,000 real images, from 8,000 generated ones, or from both, by one
-path or by a track each; the ceiling learns from 8,000 real ones. Three seeds, seven arms; some 80
-minutes on one CPU core.
+path or by a track each; the ceiling learns from 8,000 real ones. Three seeds, seven arms; two and
+a half hours on one CPU core that had other work for half of them. Results: docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -126,16 +126,14 @@ def align(text_weight: float = 0.0) -> dict:
 
 def captioner() -> ConfigDict:
   """The model of configs/multimodal.py on the towers of the arm; it learns captions alone."""
-  config = multimodal.answers()
+  config = multimodal.single()
   config.steps = STEPS
   config.model.init = '{init}'
   config.model.image = clip.dual_encoder().image
   config.model.length = config.data.length = 54  # 16 patches; the longest chat takes 50
-  config.model.decoder.depth = 2
   config.model.decoder.vocab_size = config.data.vocab_size = 424
   config.data.real = ''
   config.data.text = 'captions'
-  config.data.questions, config.data.summaries = 1, 0.0
   config.checkpoint = ConfigDict({'every': 0, 'keep': 1})
   config.eval.every = 0
   return config

@@ -9,8 +9,8 @@ clusters of eight of them, and the same number of pairs is trained on, in whole 
 seeds, 72 trainings, about three hours on one core; the level of the paper comes first, and what is
 there by then is in the page at any time.
 
-The tokenizer of a run of configs/multimodal.py spells the words of the prompts letter by letter,
-and its prompts are twice as long; so the study trains a model of its own.
+The tokenizer of a run of configs/multimodal.py knows no words of the tasks' instructions, and its
+prompts are longer; so the study trains a model of its own.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +47,9 @@ def get_config() -> ConfigDict:
     'count': 1500,
     'vocab_size': 800,
   }
-  config.models = ConfigDict({'tower': multimodal.tower(), 'answers': answers()})
+  config.models = ConfigDict(
+    {'tower': multimodal.tower(), 'single': single(), 'answers': answers()}
+  )
   config.base = '{model:answers}'
   config.training = training()
   config.evaluation = ConfigDict(
@@ -72,10 +74,18 @@ def strategies() -> tuple[dict, ...]:
   )
 
 
+def single() -> ConfigDict:
+  """What the generative model starts from, with a tokenizer that knows the words of all prompts."""
+  return _apart(multimodal.single(), 'tower')
+
+
 def answers() -> ConfigDict:
-  """The generative model, with a tokenizer that knows the words of prompts."""
-  config = multimodal.answers()
-  config.model.init = '{model:tower}'
+  """The generative model."""
+  return _apart(multimodal.answers(), 'single')
+
+
+def _apart(config: ConfigDict, init: str) -> ConfigDict:
+  config.model.init = f'{{model:{init}}}'
   config.data.tokenizer = '{tokenizer}'
   config.eval.data = ''
   config.eval.tasks = ()
@@ -84,7 +94,7 @@ def answers() -> ConfigDict:
 
 def training() -> ConfigDict:
   """What all cells share: contrastive training of adapters."""
-  config = multimodal.answers()
+  config = multimodal.single()
   config.steps = 48
   config.batch_size = 64
   config.log_every = 8
@@ -94,7 +104,6 @@ def training() -> ConfigDict:
   config.data.real = '{pairs}'
   config.data.plan = '{plan}'
   config.data.text = 'pairs'
-  config.data.questions, config.data.summaries = 1, 0.0
   config.optimizer.lr = 5e-3
   config.optimizer.warmup_steps = 4
   config.optimizer.weight_decay = 0.0

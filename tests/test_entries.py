@@ -92,7 +92,7 @@ def test_a_captioner_starts_from_the_tower_and_is_judged(run, photos, tmp_path):
   sizes = [f for f in SMALL if '.text.' not in f and '.dim' not in f]
   command(
     'align_jax.main',
-    '--config=configs/multimodal.py',
+    '--config=configs/multimodal.py:single',
     f'--workdir={captioner}',
     f'--config.model.init=run:{run}',
     "--config.objective.lock=('image',)",

@@ -53,8 +53,6 @@ class DecoderConfig:
     rope_base: of the rotary positions.
     rope_scaling: see `RopeScaling`; None: none.
     eps: of the norms.
-    token_std: of the token table before training. What the blocks add is about 1 from the start:
-      beside that a small table says little of which token it is.
     dtype: of the computation; parameters are float32.
     lora: adapters of every block; None: none.
   """
@@ -71,7 +69,6 @@ class DecoderConfig:
   rope_base: float = 10_000.0
   rope_scaling: RopeScaling | None = None
   eps: float = 1e-6
-  token_std: float = 0.02
   dtype: Dtype = 'float32'
   lora: LoraConfig | None = None
 
@@ -293,15 +290,13 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
     self.config = config
+    normal = nnx.initializers.normal(0.02)
     shape = (config.vocab_size, config.width)
-    normal = nnx.initializers.normal
-    self.token = param(rngs, normal(config.token_std), shape, ('vocab', 'embed'))
+    self.token = param(rngs, normal, shape, ('vocab', 'embed'))
     self.blocks = Stack(lambda r: DecoderBlock(config, r), config.depth, rngs)
     self.norm = RmsNorm(config.width, config.eps, rngs)
     axes = ('embed', 'vocab')
-    self.head = (
-      None if config.tied else Linear(shape[::-1], axes, rngs, bias=False, init=normal(0.02))
-    )
+    self.head = None if config.tied else Linear(shape[::-1], axes, rngs, bias=False, init=normal)
 
   def embed(self, tokens: Int[Array, 'batch length']) -> Float[Array, 'batch length width']:
     return self.token[...][tokens].astype(self.config.dtype)

@@ -113,7 +113,8 @@ def _limited(texts: Iterable[str]) -> Iterable[str]:
 def _texts_of(sources: Sequence[Source], data: DataConfig) -> Iterable[str]:
   """What a tokenizer of records is trained on."""
   text = data.text
-  prompts = [turn.text for turn in _summary('word')[:-1] if turn.text] if data.summaries else []
+  # a model that answers may become an embedder: the words of its prompts are to be tokens
+  prompts = [t.text for t in _summary('word')[:-1] if t.text] if text == 'questions' else []
   if text == 'captions':
     yield DESCRIBE
   for source in sources:
@@ -127,9 +128,9 @@ def _texts_of(sources: Sequence[Source], data: DataConfig) -> Iterable[str]:
       if text == 'questions':
         for asked in found:
           yield from (asked.question, asked.answer)
-        yield from prompts  # with each, so that their words are tokens
       else:
         yield from record.captions
+      yield from prompts
 
 
 def _summary(word: str) -> list[Turn]:
