@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from align_jax.data.chat import Turn, train_chat
+from align_jax.data.chat_shared import SHARED
 from align_jax.data.pipeline import Part, train_iterator
 from align_jax.data.quarantine import Quarantine
 from align_jax.data.questions import DESCRIBE, questions, things_in
@@ -14,10 +15,10 @@ from align_jax.data.summaries import one_words
 from align_jax.data.tokenizer import train_tokenizer
 from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
+from align_jax.models import decoder
 
 pytest.importorskip('resvg_py')
 
-SHARED = -1  # as in models.decoder
 LENGTH = 96  # the longest caption and its question fit
 
 
@@ -83,6 +84,7 @@ def test_a_question_of_the_record_is_asked_and_answered(source, chat):
 
 
 def test_several_questions_of_an_image_share_a_row(source, chat):
+  assert SHARED == decoder.SHARED
   things = things_in(source)
   known = {
     r.id: {(q.question, q.answer) for q in questions(r, things)}
