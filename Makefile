@@ -65,7 +65,7 @@ study-captioner: $(VENV)/.captions ## do captioners learn from generated images 
 study-saha: $(VENV)/.mining ## prompts and hard negatives of an embedder: hours; resumes
 	$(BIN)/python -m align_jax.embedding_study --config=configs/study_saha.py --workdir=runs/study_saha
 
-study-saha-gmail: $(VENV)/.mining ## do hard negatives help GMAIL: an hour; resumes
+study-saha-gmail: $(VENV)/.mining ## do hard negatives help GMAIL: 40 minutes on one core; resumes
 	$(BIN)/python -m align_jax.study --config=configs/study_saha_gmail.py --workdir=runs/study_saha_gmail
 
 test: $(VENV)/.test ## install what the tests need and run them
