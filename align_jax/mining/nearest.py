@@ -21,7 +21,7 @@ from align_jax.errors import UserError
 from align_jax.mining.top import top_k
 from align_jax.parallel.mesh import BATCH_AXES
 
-ROWS, COLUMNS = 256, 65_536  # of a block: 64 MiB of products
+ROWS, COLUMNS = 256, 262_144  # of a block: 256 MiB of products; each block is chosen from anew
 PORTION = 16_384  # queries that a device has at a time; the candidates go round once for each
 _LANES = 128  # columns are filled up to whole groups of so many
 Seen = Callable[[int], None]
