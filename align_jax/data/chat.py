@@ -100,8 +100,7 @@ class Chat:
       UserError: a system turn that the template does not show, turns that it refuses, images that
         it has no place for, or a length without room.
     """
-    tokens, real, answer = self._rows(chats, images, length, ask=False)
-    return Rows(tokens, real, answer)
+    return self._rows(chats, images, length, ask=False)
 
   def encode_shared(
     self,
@@ -137,12 +136,7 @@ class Chat:
           'conversations cannot share them: set config.data.questions=1'
         )
       parts.append(whole)
-    tokens = np.full((len(parts), length), self.pad_id, np.int32)
-    segment, answer = np.zeros((len(parts), length), np.int32), np.zeros((len(parts), length), bool)
-    for row, (ids, of, marks) in enumerate(parts):
-      place = row, slice(0, len(ids))
-      tokens[place], segment[place], answer[place] = ids, of, marks
-    return Rows(tokens, segment, answer)
+    return self._padded(parts, length)
 
   def prompts(
     self, chats: Sequence[Sequence[Turn]], images: int, length: int
@@ -182,18 +176,25 @@ class Chat:
       described = json.dumps({'image_token': self.template.image_token}, indent=2)
       (folder / _PROCESSOR).write_text(described + '\n')
 
-  def _rows(
-    self, chats: Sequence[Sequence[Turn]], images: int, length: int, *, ask: bool
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    tokens = np.full((len(chats), length), self.pad_id, np.int32)
-    real = np.zeros((len(chats), length), np.int32)
-    answer = np.zeros((len(chats), length), bool)
-    for row, (ids, marks) in enumerate(self._encoded(chats, images, ask=ask)):
+  def _rows(self, chats: Sequence[Sequence[Turn]], images: int, length: int, *, ask: bool) -> Rows:
+    parts = []
+    for turns, (ids, marks) in zip(chats, self._encoded(chats, images, ask=ask), strict=True):
       if len(ids) > length:
-        ids, marks = self._cut(chats[row], images, length, ask=ask)
+        ids, marks = self._cut(turns, images, length, ask=ask)
+      parts.append((ids, np.ones(len(ids), np.int32), marks))
+    return self._padded(parts, length)
+
+  def _padded(
+    self, parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], length: int
+  ) -> Rows:
+    """Joins tokens, segments and marks of rows, padded on the right."""
+    shape = len(parts), length
+    tokens = np.full(shape, self.pad_id, np.int32)
+    segment, answer = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    for row, (ids, of, marks) in enumerate(parts):
       place = row, slice(0, len(ids))
-      tokens[place], real[place], answer[place] = ids, 1, marks
-    return tokens, real, answer
+      tokens[place], segment[place], answer[place] = ids, of, marks
+    return Rows(tokens, segment, answer)
 
   def _cut(
     self, turns: Sequence[Turn], images: int, length: int, *, ask: bool
