@@ -1,6 +1,5 @@
 """What a study of embedders found: values over the seeds, tables, and a verdict in words."""
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from align_jax.embedding_study.config import EmbeddingStudyConfig
-from align_jax.embedding_study.runner import Cell, Found, Scores
+from align_jax.embedding_study.differences import JUDGED, differences
+from align_jax.embedding_study.runner import Cell as StudyCell
+from align_jax.embedding_study.runner import Found
 from align_jax.evaluation.mmeb import EMOJI_MMEB
-from align_jax.evaluation.report import Metric, Table, metric_table
+from align_jax.evaluation.report import Cell, Metric, Table, metric_table
 from align_jax.evaluation.sections import versions
 from align_jax.files import write_file
-from align_jax.study.results import listed, margin
+from align_jax.study.results import listed
 
-_JUDGED = ('average', 'in_distribution', 'out_of_distribution')
 _METRICS = {
   'average': Metric('All tasks', 'higher', True),
   'in_distribution': Metric('Test scenes', 'higher', True),
@@ -31,13 +31,13 @@ _METRICS = {
   'above': Metric('Above the positive', '', True),
   'members': Metric('Pairs in a cluster', '', True),
 }
-_HEADLINE = (*_JUDGED, *EMOJI_MMEB.meta_tasks)
+_HEADLINE = (*JUDGED, *EMOJI_MMEB.meta_tasks)
 _MINED = ('false_negatives', 'true_negative_cosine', 'positive_cosine', 'above', 'members')
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]  # row -> metric -> one value a seed
 
 
-def by_strategy(cells: Sequence[Cell], level: str) -> dict[str, dict[str, list[float]]]:
+def by_strategy(cells: Sequence[StudyCell], level: str) -> dict[str, dict[str, list[float]]]:
   """The values of a level: strategy -> metric, of its scores and of its plan, -> one a seed."""
   out: dict[str, dict[str, list[float]]] = {}
   for cell in cells:
@@ -61,6 +61,7 @@ def tables(config: EmbeddingStudyConfig, found: Found) -> list[Table]:
   shown: dict[str, str] = {level.name: level.title for level in config.levels}
   note = 'hit@1 of the generative model as it is, at each level of the prompt. One model.'
   out.insert(0, _table('Before any contrastive step', found.zero_shot, _HEADLINE, shown, note))
+  out += _difference_table(config, found)
   for level in config.levels:
     rows = dict(by_strategy(found.cells, level.name))
     if rows:
@@ -89,39 +90,44 @@ def markdown(table: Table) -> str:
   lines = [f'### {table.title}', '', f'| | {" | ".join(table.heads)} |']
   lines.append('| --- |' + ' ---: |' * len(table.heads))
   for name, cells in table.rows:
-    texts = [c.text + (f' ± {c.spread}' if c.spread else '') for c in cells]
+    marks = ('**' if c.best else '' for c in cells)
+    shown = (c.text + (f' ± {c.spread}' if c.spread else '') for c in cells)
+    texts = (f'{mark}{text}{mark}' for mark, text in zip(marks, shown, strict=True))
     lines.append(f'| {name} | {" | ".join(texts)} |')
   return '\n'.join([*lines, '', table.note, ''])
 
 
 def verdict(config: EmbeddingStudyConfig, found: Found) -> str:
-  """Says what holds: does a strategy beat another, and do levels matter?"""
+  """Says what holds: a line for each strategy or level that is clearly better than another."""
   lines = [_zero_shot(config, found)]
-  strategies = {strategy.name: strategy.title for strategy in config.strategies}
-  levels = {level.name: level.title for level in config.levels}
-  asked = clear = 0
-  for level in levels:
-    for one, other in config.comparisons:
-      said, of, firm = _compared(_cells_of(found, level, one), _cells_of(found, level, other))
-      asked, clear = asked + of, clear + firm
-      if of:
-        lines.append(f'{levels[level]}: {strategies[one]} against {strategies[other]}: {said}')
-  for one, other in itertools.combinations(levels, 2):
-    said, of, firm = _compared(_level(found, one, other), _level(found, other, one))
-    asked, clear = asked + of, clear + firm
-    if of:
-      lines.append(f'Prompt {levels[one]} against {levels[other]}, mean of strategies: {said}')
-  if asked:
+  compared = differences(config, found)
+  for each in compared:
+    for better, sign in ((each.one, 1), (each.other, -1)):
+      clear = {key: gap for key, gap in each.gaps.items() if gap.clear and sign * gap.mean > 0}
+      if clear:
+        than = each.other if sign > 0 else each.one
+        said = [
+          f'{_METRICS[key].label.lower()} (+{100 * abs(gap.mean):.1f} ± {100 * gap.margin:.1f})'
+          for key, gap in clear.items()
+        ]
+        lines.append(f'{_title(each.where, better, "better than", than)}: {listed(said)}.')
+  gaps = [gap for each in compared for gap in each.gaps.values()]
+  if gaps:
     lines.append(
-      f'{asked} differences were looked at, {clear} of them clear: about one in twenty would seem '
-      'so by chance.'
+      f'{len(gaps)} differences were looked at (table below), {sum(g.clear for g in gaps)} of them '
+      'clear: about one in twenty would seem so by chance.'
     )
-  if len(config.seeds) == 1 and asked:
+  if len(config.seeds) == 1 and gaps:
     lines.append('One seed: differences of four points and less are taken for noise.')
   missing = config.cells - len(found.cells)
   if missing:
     lines.append(f'Under way: {missing} of {config.cells} cells are still missing.')
   return '\n'.join(lines)
+
+
+def _title(where: str, one: str, how: str, other: str) -> str:
+  """A comparison in words; without a place levels are compared."""
+  return f'{where}: {one} {how} {other}' if where else f'Prompt {one} {how} {other}'
 
 
 def _zero_shot(config: EmbeddingStudyConfig, found: Found) -> str:
@@ -133,52 +139,28 @@ def _zero_shot(config: EmbeddingStudyConfig, found: Found) -> str:
   return f'Before any contrastive step: {", ".join(each)} (one model: no spread).'
 
 
-PerSeed = Mapping[int, Scores]
-
-
-def _cells_of(found: Found, level: str, strategy: str) -> PerSeed:
-  return {c.seed: c.scores for c in found.cells if (c.level, c.strategy) == (level, strategy)}
-
-
-def _level(found: Found, level: str, other: str) -> PerSeed:
-  """The mean of a level over the strategies that are there for the other one as well, by seed."""
-  there = [{(c.strategy, c.seed) for c in found.cells if c.level == x} for x in (level, other)]
-  both = there[0] & there[1]
-  out = {}
-  for seed in sorted({seed for _, seed in both}):
-    some = [
-      c.scores
-      for c in found.cells
-      if c.level == level and c.seed == seed and (c.strategy, seed) in both
-    ]
-    out[seed] = {key: float(np.mean([s[key] for s in some])) for key in _JUDGED if key in some[0]}
-  return out
-
-
-def _compared(one: PerSeed, other: PerSeed) -> tuple[str, int, int]:
-  """What is firm of the first less the second, paired over the seeds that both have.
-
-  Returns: in words; how many differences there are, and how many of them are clear.
-  """
-  seeds = sorted(one.keys() & other.keys())
-  words: dict[str, list[str]] = {'better': [], 'worse': [], 'even': []}
-  for key in _JUDGED:
-    gaps = np.asarray([one[s][key] - other[s][key] for s in seeds if key in one[s]])
-    if len(gaps):
-      error = gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else float('nan')
-      mean, firm = float(gaps.mean()), margin(float(error), len(gaps))
-      kind = 'even' if abs(mean) <= firm else 'better' if mean > 0 else 'worse'
-      points = f'{100 * mean:+.1f} ± {100 * firm:.1f} points'
-      words[kind].append(f'{_METRICS[key].label.lower()} ({points})')
-  said = []
-  if words['better']:
-    said.append(f'the first is better on {listed(words["better"])}')
-  if words['worse']:
-    said.append(f'the second is better on {listed(words["worse"])}')
-  if words['even']:
-    said.append(f'no clear difference on {listed(words["even"])}')
-  clear = len(words['better']) + len(words['worse'])
-  return '; '.join(said) + '.', clear + len(words['even']), clear
+def _difference_table(config: EmbeddingStudyConfig, found: Found) -> list[Table]:
+  """The differences, the clear ones marked; nothing where none is known yet."""
+  compared = differences(config, found)
+  if not compared:
+    return []
+  rows = []
+  for each in compared:
+    cells = []
+    for key in JUDGED:
+      gap = each.gaps.get(key)
+      cells.append(
+        Cell('–')
+        if gap is None
+        else Cell(f'{100 * gap.mean:+.1f}', f'{100 * gap.margin:.1f}', gap.clear)
+      )
+    rows.append((_title(each.where, each.one, 'less', each.other), tuple(cells)))
+  note = (
+    'Points of hit@1, paired by seed; after ± the 95 % interval of the t test, and bold what is '
+    'beyond it. Prompts by the mean of their strategies.'
+  )
+  heads = tuple(_METRICS[key].label for key in JUDGED)
+  return [Table('Differences', heads, tuple(rows), note)]
 
 
 def write_metrics(

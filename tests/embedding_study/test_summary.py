@@ -37,26 +37,33 @@ def found_of(seeds: int, gaps: list[float], level_gap: float = 0.0) -> Found:
 def test_verdict_is_paired_by_seed_and_says_what_is_firm():
   lines = verdict(config_of(3), found_of(3, [0.10, 0.11, 0.12])).splitlines()
   assert lines[0].startswith('Before any contrastive step: user turn 10.0 %, none 10.0 %')
-  assert lines[1] == (
-    'user turn: SaHa against in-batch: the first is better on test scenes (+11.0 ± 2.5 points); '
-    'no clear difference on all tasks (+0.0 ± 0.0 points) and held-out compositions (+0.0 ± 0.0 '
-    'points).'
-  )
-  assert lines[3].startswith('Prompt user turn against none, mean of strategies: no clear ')
-  assert lines[4].startswith('9 differences were looked at, 2 of them clear')
-  assert len(lines) == 5
+  assert lines[1] == 'user turn: SaHa better than in-batch: test scenes (+11.0 ± 2.5).'
+  assert lines[2].startswith('none: SaHa better than in-batch: test scenes')
+  assert lines[3].startswith('9 differences were looked at (table below), 2 of them clear')
+  assert len(lines) == 4
+
+
+def test_verdict_names_the_better_one_first():
+  lines = verdict(config_of(3), found_of(3, [-0.10, -0.11, -0.12])).splitlines()
+  assert lines[1] == 'user turn: in-batch better than SaHa: test scenes (+11.0 ± 2.5).'
 
 
 def test_verdict_says_so_when_nothing_holds():
   lines = verdict(config_of(3), found_of(3, [0.10, -0.11, 0.02])).splitlines()
-  assert all('better' not in line for line in lines)
-  assert lines[-1].startswith('9 differences were looked at, 0 of them clear')
+  assert len(lines) == 2
+  assert lines[-1].startswith('9 differences were looked at (table below), 0 of them clear')
 
 
 def test_verdict_sees_levels():
   lines = verdict(config_of(3), found_of(3, [0, 0, 0], 0.2)).splitlines()
-  assert lines[3].startswith('Prompt user turn against none, mean of strategies: the first is ')
-  assert '+20.0' in lines[3]
+  assert lines[1].startswith('Prompt user turn better than none: all tasks (+20.0 ± 0.0), test ')
+
+
+def test_differences_stand_in_a_table_the_clear_ones_marked():
+  made = {table.title: table for table in tables(config_of(3), found_of(3, [0.10, 0.11, 0.12]))}
+  text = markdown(made['Differences'])
+  assert '| user turn: SaHa less in-batch | +0.0 ± 0.0 | **+11.0 ± 2.5** | +0.0 ± 0.0 |' in text
+  assert '| Prompt user turn less none | +0.0 ± 0.0 |' in text
 
 
 def test_verdict_of_a_study_under_way():
@@ -64,9 +71,11 @@ def test_verdict_of_a_study_under_way():
   some = Found(found.zero_shot, found.cells[:5])  # `user` and a seed; of saha two seeds
   lines = verdict(config_of(3), some).splitlines()
   assert lines[-1] == 'Under way: 7 of 12 cells are still missing.'
-  assert sum('against' in line for line in lines) == 1
+  made = {table.title: table for table in tables(config_of(3), some)}
+  assert len(made['Differences'].rows) == 1
   nothing = verdict(config_of(3), Found(found.zero_shot, ())).splitlines()
   assert len(nothing) == 2
+  assert all(t.title != 'Differences' for t in tables(config_of(3), Found(found.zero_shot, ())))
 
 
 def test_tables_have_spread_and_the_model_before():
@@ -76,8 +85,8 @@ def test_tables_have_spread_and_the_model_before():
   assert table.rows[2][1][1].best and table.rows[2][1][1].spread == '5.0'
   assert not table.rows[0][1][0].spread
   text = markdown(table)
-  assert '| SaHa | 35.0 ± 5.0 | 45.0 ± 5.0 |' in text
-  assert '| SaHa | 10.0 ± 0.0 |' in markdown(made['Clusters, prompt: none'])
+  assert '| SaHa | **35.0 ± 5.0** | **45.0 ± 5.0** |' in text
+  assert '| SaHa | **10.0 ± 0.0** |' in markdown(made['Clusters, prompt: none'])
 
 
 def embedded(count: int = 24) -> EmbeddedPairs:
