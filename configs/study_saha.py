@@ -98,9 +98,9 @@ def training() -> ConfigDict:
   config.steps = 48
   config.batch_size = 64
   config.log_every = 8
-  # in so few pairs adapters of a model as small as this hardly learn (docs/mining.md)
-  config.objective = ConfigDict({'name': 'saha', 'temperature': 0.05, 'learn': 'decoder'})
+  config.objective = ConfigDict({'name': 'saha', 'temperature': 0.05, 'learn': 'lora'})
   config.model.init = '{init}'
+  config.model.decoder.lora = {'rank': 16, 'alpha': 32.0, 'layers': ('attention', 'mlp')}
   config.data.real = '{pairs}'
   config.data.plan = '{plan}'
   config.data.text = 'pairs'

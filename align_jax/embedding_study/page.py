@@ -6,10 +6,20 @@ from pathlib import Path
 
 from align_jax.data.pair_sources import open_pairs
 from align_jax.embedding_study.config import EmbeddingStudyConfig
+from align_jax.embedding_study.plot import plot
 from align_jax.embedding_study.runner import Found
 from align_jax.embedding_study.summary import markdown, tables, verdict, write_metrics
 from align_jax.evaluation import sections
-from align_jax.evaluation.report import Curve, Curves, Details, Report, Text, write_report
+from align_jax.evaluation.report import (
+  Curve,
+  Curves,
+  Details,
+  Figure,
+  Figures,
+  Report,
+  Text,
+  write_report,
+)
 from align_jax.files import write_file
 from align_jax.train.metrics import read_metrics
 
@@ -20,13 +30,17 @@ _QUESTION = (
   'clusters, their order and the adapters; the model that they start from is of one seed, so that '
   'the spread says nothing about it.'
 )
+_CAPTION = (
+  'Left: hit@1 of all tasks together, a dot for each seed. Right: how hard the true negatives of '
+  'the clusters are, and how many of all negatives are false.'
+)
 
 
 def write_results(
   workdir: Path, config: EmbeddingStudyConfig, found: Found, seconds: Mapping[str, float]
 ) -> None:
-  """Writes `report.html`, `results.md` and `metrics.json`, also of a study that is under way."""
-  made, said = tables(config, found), verdict(config, found)
+  """Writes `report.html`, `results.md`, `results.png` and `metrics.json`, also of one under way."""
+  made, said, drawn = tables(config, found), verdict(config, found), plot(config, found)
   report = Report(
     title=config.title,
     verdict=said,
@@ -34,6 +48,7 @@ def write_results(
     f'{len(config.seeds)} seeds; {len(found.cells)} of {config.cells} cells, {config.encoded:,} '
     f'encoded pairs each; {sum(seconds.values()) / 60:.0f} minutes.',
     sections=(
+      Figures('All strategies', (Figure(drawn, _CAPTION),)),
       *made,
       Text('What was compared', _QUESTION),
       *_curves(config, found),
@@ -43,6 +58,7 @@ def write_results(
   write_report(workdir / 'report.html', report)
   parts = [*(line + '\n' for line in said.splitlines()), *map(markdown, made)]
   write_file(workdir / 'results.md', '\n'.join(parts))
+  write_file(workdir / 'results.png', drawn)
   write_metrics(workdir / 'metrics.json', config, found, seconds)
 
 

@@ -71,6 +71,15 @@ class Found:
   zero_shot: Mapping[str, Scores]
   cells: tuple[Cell, ...]
 
+  def by_strategy(self, level: str) -> dict[str, dict[str, list[float]]]:
+    """The values of a level: strategy -> metric, of its scores and of its plan, -> one a seed."""
+    out: dict[str, dict[str, list[float]]] = {}
+    for cell in self.cells:
+      if cell.level == level:
+        for key, value in {**cell.scores, **cell.mined}.items():
+          out.setdefault(cell.strategy, {}).setdefault(key, []).append(value)
+    return out
+
 
 def run_study(
   config: EmbeddingStudyConfig,

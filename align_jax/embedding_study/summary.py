@@ -8,7 +8,6 @@ import numpy as np
 
 from align_jax.embedding_study.config import EmbeddingStudyConfig
 from align_jax.embedding_study.differences import JUDGED, differences
-from align_jax.embedding_study.runner import Cell as StudyCell
 from align_jax.embedding_study.runner import Found
 from align_jax.evaluation.mmeb import EMOJI_MMEB
 from align_jax.evaluation.report import Cell, Metric, Table, metric_table
@@ -37,22 +36,12 @@ _MINED = ('false_negatives', 'true_negative_cosine', 'positive_cosine', 'above',
 Values = Mapping[str, Mapping[str, Sequence[float]]]  # row -> metric -> one value a seed
 
 
-def by_strategy(cells: Sequence[StudyCell], level: str) -> dict[str, dict[str, list[float]]]:
-  """The values of a level: strategy -> metric, of its scores and of its plan, -> one a seed."""
-  out: dict[str, dict[str, list[float]]] = {}
-  for cell in cells:
-    if cell.level == level:
-      for key, value in {**cell.scores, **cell.mined}.items():
-        out.setdefault(cell.strategy, {}).setdefault(key, []).append(value)
-  return out
-
-
 def tables(config: EmbeddingStudyConfig, found: Found) -> list[Table]:
   """All tables, the headline first."""
   titles = {strategy.name: strategy.title for strategy in config.strategies}
   out = []
   for level in config.levels:
-    rows: dict[str, Mapping] = dict(by_strategy(found.cells, level.name))
+    rows: dict[str, Mapping] = dict(found.by_strategy(level.name))
     if rows:
       before = {f'{level.name} before': found.zero_shot[level.name]}
       names = titles | {f'{level.name} before': 'before any contrastive step'}
@@ -63,7 +52,7 @@ def tables(config: EmbeddingStudyConfig, found: Found) -> list[Table]:
   out.insert(0, _table('Before any contrastive step', found.zero_shot, _HEADLINE, shown, note))
   out += _difference_table(config, found)
   for level in config.levels:
-    rows = dict(by_strategy(found.cells, level.name))
+    rows = dict(found.by_strategy(level.name))
     if rows:
       note = (
         'A negative is another member of the cluster; it is false if its candidate truly matches, '
@@ -71,7 +60,7 @@ def tables(config: EmbeddingStudyConfig, found: Found) -> list[Table]:
       )
       out.append(_table(f'Clusters, prompt: {level.title}', rows, _MINED, titles, note))
   for level in config.levels:
-    rows = dict(by_strategy(found.cells, level.name))
+    rows = dict(found.by_strategy(level.name))
     if rows:
       keys = [f'hit1.{task}' for task in EMOJI_MMEB.tasks]
       out.append(_table(f'Tasks, prompt: {level.title}', rows, keys, titles, 'hit@1.'))
@@ -168,7 +157,7 @@ def write_metrics(
 ) -> None:
   """Writes metrics.json: of every level and strategy the means, and every seed's values."""
   names = [level.name for level in config.levels]
-  values = {level: by_strategy(found.cells, level) for level in names}
+  values = {level: found.by_strategy(level) for level in names}
   content = {
     'zero_shot': found.zero_shot,
     'cells': {

@@ -157,7 +157,8 @@ def test_results_are_written(study):
     assert words in page
   for words in ('before any contrastive step', '| SaHa |', 'One seed: differences of four points'):
     assert words in text
-  assert 'src="http' not in page
+  assert 'src="http' not in page and 'All strategies' in page
+  assert (folder / 'results.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_rerun_does_nothing_and_another_evaluation_trains_nothing(study):
