@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import cast
 
+import jax
 from absl import flags
 
 from align_jax import cli
@@ -29,6 +30,7 @@ from align_jax.evaluation.report import Curve, Curves, Report, Section, metric_t
 from align_jax.evaluation.speed import speed_section
 from align_jax.evaluation.tasks import NAMES, READINGS, Embedded, EvalData, Inference, measure
 from align_jax.files import write_file
+from align_jax.parallel.mesh import MeshConfig, make_mesh
 from align_jax.storage import AnyPath, open_path
 from align_jax.tower_embedder import LEVELS, load_embedder
 from align_jax.train.metrics import read_metrics
@@ -114,10 +116,16 @@ def _main_pairs(run: AnyPath, output: AnyPath, began: float) -> None:
     if flag.value:
       raise UserError(f'--{flag.name}: is not for pairs, which {_DATA.value} names; leave it out')
   benchmark = PairBenchmark(_DATA.value)
-  embed = load_embedder(run, cast(Level, _LEVEL.value or ''), step=_STEP.value)
+  mesh = make_mesh(MeshConfig()) if len(jax.devices()) > 1 else None
+  embed = load_embedder(run, cast(Level, _LEVEL.value or ''), step=_STEP.value, mesh=mesh)
   scores = benchmark.scores(embed)
-  _write(output, scores, {})
+  _write(output, scores, benchmark.skipped)
   print(benchmark.table(scores))
+  lead = benchmark.spec
+  if benchmark.skipped:
+    skipped = ', '.join(f'{count} {reason}' for reason, count in benchmark.skipped.items())
+    print(f'skipped: {skipped}')
+    lead += f'. Skipped: {skipped}.'
   if _REPORT.value:
     timings = {'evaluation': time.monotonic() - began}
     config = dataclasses.asdict(read_run_config(run))
@@ -126,9 +134,7 @@ def _main_pairs(run: AnyPath, output: AnyPath, began: float) -> None:
       sections.run_details(sys.orig_argv, config, benchmark.licences, timings),
     ]
     shown = f'average {scores["average"]:.3f}' if 'average' in scores else benchmark.spec
-    write_report(
-      _REPORT.value, Report(f'{run.name} as an embedder', shown, tuple(parts), benchmark.spec)
-    )
+    write_report(_REPORT.value, Report(f'{run.name} as an embedder', shown, tuple(parts), lead))
     print(f'report: {_REPORT.value}')
 
 

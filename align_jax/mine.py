@@ -26,7 +26,14 @@ from align_jax.files import write_file
 from align_jax.mining.hardness import false_negative_rate
 from align_jax.mining.plan import make_plan, save_plan
 from align_jax.mining.report import text_report
-from align_jax.mining.strategy import STRATEGIES, Found, MiningConfig, check_strategy
+from align_jax.mining.saha_mutual import MutualConfig
+from align_jax.mining.strategy import (
+  STRATEGIES,
+  Found,
+  MiningConfig,
+  check_labelled_tasks,
+  check_strategy,
+)
 from align_jax.mining_page import PageConfig, mining_page
 from align_jax.mining_run import check, embed_pairs, mine_pairs
 from align_jax.parallel.distributed import DistributedConfig, find_cluster
@@ -57,6 +64,15 @@ _KEEP = flags.DEFINE_integer('keep', _DEFAULT.keep, 'b3: so many ranks after the
 _MARGIN = flags.DEFINE_float('margin', _DEFAULT.margin, 'margin: weaker than the positive by this.')
 _PERCENTAGE = flags.DEFINE_float(
   'percentage', _DEFAULT.percentage, 'percentage: weaker than this share of the positive.'
+)
+_ALIKE = flags.DEFINE_float(
+  'alike', _DEFAULT.mutual.alike, 'saha_mutual: hidden matches are of this share most like a query.'
+)
+_MISSED = flags.DEFINE_float(
+  'missed', _DEFAULT.mutual.missed, 'saha_mutual: share of the hidden matches that may be missed.'
+)
+_SWAPS = flags.DEFINE_integer(
+  'swaps', _DEFAULT.mutual.swaps, 'saha_mutual: rounds of swaps between clusters, at most.'
 )
 _LABELS = flags.DEFINE_bool('labels', False, "Strategies that rank leave out a pair's own label.")
 _CLASSES = flags.DEFINE_list(
@@ -135,12 +151,15 @@ def _settings() -> MiningConfig:
       margin=_MARGIN.value,
       percentage=_PERCENTAGE.value,
       different_labels=_LABELS.value,
+      mutual=MutualConfig(_ALIKE.value, _MISSED.value, _SWAPS.value),
       per_task=_PER_TASK.value,
       recall=_RECALL.value,
       depth=_DEPTH.value,
       bad=cast(Literal['error', 'skip'], _BAD.value),
     )
     check_strategy(_STRATEGY.value, _K.value, settings)
+    if _CLASSES.value:
+      check_labelled_tasks(_STRATEGY.value, settings)
   except UserError as error:
     raise UserError(str(error).replace('config.', '--')) from error
   return settings

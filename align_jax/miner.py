@@ -34,7 +34,7 @@ def make_miner(config: TrainConfig, workdir: AnyPath) -> Mine | None:
     raise UserError('config.remine.every: a generator embeds nothing to mine by; set 0')
   settings = build(MiningConfig, remine.settings, 'config.remine.settings')
   source = open_pairs(remine.data or config.data.real)
-  check(source, remine.k, remine.strategy, settings)
+  check(source, remine.k, remine.strategy, settings, remine.labelled_tasks)
   content = fingerprint(source)
   embedder = renewed_embedder(config, workdir)
 
@@ -48,7 +48,15 @@ def make_miner(config: TrainConfig, workdir: AnyPath) -> Mine | None:
         raise Stopped
       return embed(contents, role, instruction)
 
-    mined, ids = mine_run(careful, source, remine.k, remine.strategy, settings, seed=config.seed)
+    mined, ids = mine_run(
+      careful,
+      source,
+      remine.k,
+      remine.strategy,
+      settings,
+      labelled_tasks=remine.labelled_tasks,
+      seed=config.seed,
+    )
     return make_plan(mined, ids, source.spec, content)
 
   return mine

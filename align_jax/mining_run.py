@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
+from scipy import sparse
+from scipy.sparse import csgraph
 from tqdm import tqdm
 
 from align_jax.data.images import ImageError
@@ -20,7 +22,14 @@ from align_jax.data.pair_record import Content, PairRecord, PairSource
 from align_jax.errors import UserError, did_you_mean
 from align_jax.evaluation.contents import ContentVectors, Embed, Role
 from align_jax.mining.pairs import Pairs
-from align_jax.mining.strategy import Found, Mined, MiningConfig, check_strategy, mine
+from align_jax.mining.strategy import (
+  Found,
+  Mined,
+  MiningConfig,
+  check_labelled_tasks,
+  check_strategy,
+  mine,
+)
 
 _BATCH = 256  # contents given to the embedder at a time
 _AHEAD = 64  # pairs that are read before they are needed
@@ -77,7 +86,7 @@ def mine_run(
   Raises:
     UserError: see `check`, `embed_pairs` and `mine_pairs`.
   """
-  check(source, k, strategy, settings)
+  check(source, k, strategy, settings, labelled_tasks)
   found = embed_pairs(embed, source, bad=settings.bad, progress=progress)
   mined = mine_pairs(
     found,
@@ -92,14 +101,22 @@ def mine_run(
   return mined, found.ids
 
 
-def check(source: PairSource, k: int, strategy: str, settings: MiningConfig) -> None:
+def check(
+  source: PairSource,
+  k: int,
+  strategy: str,
+  settings: MiningConfig,
+  labelled_tasks: Sequence[str] = (),
+) -> None:
   """Says what is wrong before anything is read or embedded.
 
   Raises:
-    UserError: an unknown strategy, a rule that cannot be, fewer pairs than a cluster needs, or two
-      pairs of one id.
+    UserError: an unknown strategy, a rule that cannot be, tasks of classes for a strategy other
+      than `saha`, fewer pairs than a cluster needs, or two pairs of one id.
   """
   check_strategy(strategy, k, settings)
+  if labelled_tasks:
+    check_labelled_tasks(strategy, settings)
   if len(source) <= k:
     raise UserError(
       f'{source.spec}: {len(source)} pairs, and k={k} needs clusters of {k + 1}; mine more pairs, '
@@ -216,9 +233,8 @@ def mine_pairs(
       raise UserError(f'mining: no task {name!r}{did_you_mean(name, embedded.task_names)}')
   classes = tuple(embedded.task_names.index(name) for name in labelled_tasks)
   settings = dataclasses.replace(settings, labelled_tasks=(*settings.labelled_tasks, *classes))
-  known, pairs = embedded.labels >= 0, embedded.pairs
-  own = int(embedded.labels.max(initial=-1)) + 1 + pairs.candidate
-  labels = np.where(known, embedded.labels, own).astype(np.int64) if known.any() else None
+  pairs = embedded.pairs
+  labels = _shared_labels(embedded, settings.per_task)
   total = len(np.unique(pairs.query))
   bar = tqdm(total=total, unit=' queries', desc='mine', mininterval=0.5, disable=not progress)
   with bar:
@@ -247,6 +263,24 @@ def mine_pairs(
     counts['no_owner'] -= embedded.stand_ins
     counts['no_positive'] -= embedded.stand_ins
   return dataclasses.replace(mined, counts=counts)
+
+
+def _shared_labels(embedded: EmbeddedPairs, per_task: bool) -> Int[np.ndarray, 'n'] | None:
+  """Labels of pairs such that those of one candidate (of a task, if they are mined apart) have one.
+
+  Known labels that meet in a candidate become one. Where nobody knows, each candidate has its own.
+  """
+  known, pairs = embedded.labels >= 0, embedded.pairs
+  if not known.any():
+    return None
+  place = pairs.candidate.astype(np.int64)
+  if per_task:
+    place = embedded.tasks.astype(np.int64) * len(pairs.candidates) + place
+  names, place = np.unique(place, return_inverse=True)
+  count = len(names) + int(embedded.labels.max()) + 1
+  ends = place[known], len(names) + embedded.labels[known]
+  graph = sparse.coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(count, count))
+  return csgraph.connected_components(graph, directed=False)[1][place].astype(np.int64)
 
 
 class _Careful:

@@ -89,6 +89,16 @@ def test_an_embedding_depends_on_its_content_alone(make, level):
   assert (np.abs(other[0] - found[0]).max() > 1e-3) == (level == 'hierarchical')
 
 
+def test_several_images_are_one_content_in_their_order(make):
+  embed = make('user')
+  contents = [Content('', (png(1), png(2))), Content('', (png(2), png(1))), *CONTENTS[1:3]]
+  found = embed(contents, 'query')
+  for i, content in enumerate(contents):
+    np.testing.assert_allclose(embed([content], 'query')[0], found[i], atol=2e-5)
+  gaps = np.linalg.norm(found[:, None] - found, axis=-1) + np.eye(4)
+  assert gaps.min() > 1e-3
+
+
 def test_levels_and_instructions_change_it(make):
   vectors = [make(level)(CONTENTS[:1], 'query')[0] for level in ('none', 'user', 'hierarchical')]
   vectors.append(make('none')(CONTENTS[:1], 'query', 'Find it.')[0])

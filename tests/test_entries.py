@@ -171,6 +171,12 @@ def test_evaluates_probe_and_gap_on_generated_shards(run, photos, tmp_path):
 # Mistakes, each a command of its own: (arguments, how its one line begins, after `error: `).
 CLIP = ('align_jax.main', '--config=configs/clip.py', '--workdir={out}')
 STUDY = ('align_jax.study', '--config=configs/demo.py', '--workdir={out}')
+PAIRS = (
+  'align_jax.evaluate',
+  '--checkpoint={run}',
+  '--data=emojitasks:vqa',
+  '--output={out}/x.json',
+)
 JUDGE = ('align_jax.evaluate', '--checkpoint={run}', '--data={photos}', '--output={out}/x.json')
 MISTAKES = [
   # flags and configs
@@ -191,6 +197,8 @@ MISTAKES = [
     "--config: no file 'configs/deom.py'; did you mean 'configs/demo.py'?",
   ),
   (['align_jax.evaluate', '--data=x', '--output=y'], 'flag --checkpoint=None: '),
+  ([*PAIRS, '--level=user'], '{run}: a dual encoder has no prompt'),
+  ([*PAIRS, '--limit=3'], '--limit: is not for pairs'),
   (['align_jax.data.convert', '--from=folder:x', '--to=arrayrecord:y'], 'flag --shards=None: '),
   # values
   ([*CLIP, '--config.objective.name=gmial'], "config.objective.name: 'gmial' is unknown; did you"),
@@ -329,7 +337,22 @@ def test_a_run_is_evaluated_as_an_embedder(run, tmp_path):
   assert 'Emoji-MMEB' in done.stdout
   assert 0 <= json.loads(output.read_text())['scores']['average'] <= 1
   html.parser.HTMLParser().feed((tmp_path / 'page.html').read_text())
-  wrong = command(*arguments, f'--output={output}', '--level=user', check=False)
-  assert wrong.returncode == 2 and 'dual encoder has no prompt' in wrong.stderr
-  wrong = command(*arguments, f'--output={output}', '--limit=3', check=False)
-  assert wrong.returncode == 2 and '--limit: is not for pairs' in wrong.stderr
+
+
+def test_images_that_an_mmeb_file_lacks_are_counted(run, tmp_path):
+  (tmp_path / 'a.png').write_bytes(tiny.png(tiny.picture('red', 'disc', 0)))
+  (tmp_path / 'GQA').mkdir()
+  row = {'qry_text': 'What?', 'tgt_text': ['one', 'two'], 'tgt_img_path': ['', '']}
+  rows = [{**row, 'qry_img_path': name} for name in ('a.png', 'gone.png')]
+  (tmp_path / 'GQA' / 'test.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  output, page = tmp_path / 'scores.json', tmp_path / 'page.html'
+  done = command(
+    'align_jax.evaluate',
+    f'--checkpoint={run}',
+    f'--data=mmeb:{tmp_path}?missing=skip',
+    f'--output={output}',
+    f'--report={page}',
+  )
+  assert json.loads(output.read_text())['skipped'] == {'GQA: query without image': 1}
+  assert 'skipped: 1 GQA: query without image' in done.stdout
+  assert 'Skipped: 1 GQA: query without image.' in page.read_text()

@@ -102,6 +102,10 @@ def test_command(towers, tmp_path):
       ['--strategy=saha_mutul'],
       ['--skip=-1'],
       ['--strategy=percentage', '--percentage=0'],
+      ['--labelled_tasks=vqa'],
+      ['--strategy=saha', '--labelled_tasks=vqa', '--noper_task'],
+      ['--alike=0'],
+      ['--recall=1'],
       ['--k=48'],
       ['--level=user'],
       [f'--checkpoint={flow}'],
@@ -117,6 +121,10 @@ def test_command(towers, tmp_path):
       "no strategy 'saha_mutul'; did you mean 'saha_mutual'?",
       '--skip: -1 must be at least 0',
       '--percentage: 0.0: above 0',
+      '--labelled_tasks: is for the strategy saha, not for saha_mutual',
+      '--labelled_tasks: needs tasks that are mined apart (per_task)',
+      '--alike: 0.0 is no share above 0',
+      '--recall: 1.0 must be 0 (exact), or below 1',
       '48 pairs, and k=48 needs clusters of 49',
       "a dual encoder has no prompt; leave the level 'user' out",
       'a run of a generator',
@@ -139,8 +147,8 @@ from align_jax.errors import UserError
 common, cases = json.loads(sys.argv[1])
 for case in cases:
   flags.FLAGS.unparse_flags()
-  for name in ('overwrite', 'strategy', 'skip', 'percentage', 'level'):
-    flags.FLAGS[name].unparse()
+  for flag in flags.FLAGS.flags_by_module_dict()['align_jax.mine']:
+    flag.unparse()
   flags.FLAGS(['mine', *common, *case])
   try:
     mine.main()

@@ -102,6 +102,42 @@ def test_a_page_of_any_strategy(strategy):
   assert bool(near) == (strategy not in ('random', 'task_random', 'top_k'))
 
 
+def test_pairs_of_one_candidate_have_one_label():
+  shared = Content('shared')
+  labels = [
+    'cat',
+    '',
+    'dog',
+    '',
+    'cat',
+    'dog',
+  ]  # of the second nobody knows; its candidate is a cat
+  some = [pair(i, positive=shared if i < 2 else None, label=labels[i]) for i in range(6)]
+  found = embed_pairs(hashed, Source(some))
+  clusters = mine_pairs(found, 3, 'labels', MiningConfig(bad='skip')).clusters
+  known = np.array([0, 0, 1, 2, 0, 1])
+  assert len(clusters)
+  for row in clusters.tolist():
+    assert known[row[0]] not in known[row[1:]]
+
+
+def test_labels_of_a_candidate_of_two_tasks():
+  shared = Content('shared')
+  some = [
+    pair(i, positive=shared if i % 6 == 0 else None, task=f't{i // 6}', label=f'{i % 3}')
+    for i in range(12)
+  ]
+  found = embed_pairs(hashed, Source(some))
+  together = mine_pairs(found, 2, 'labels', MiningConfig(per_task=False)).clusters
+  apart = mine_pairs(found, 2, 'labels').clusters
+  label, task = np.arange(12) % 3, np.arange(12) // 6
+  for row in apart.tolist():
+    assert len(set(task[row])) == 1 and label[row[0]] not in label[row[1:]]
+  # label 0 of either task is that of the candidate which both have
+  for row in together.tolist():
+    assert label[row[0]] != 0 or 0 not in label[row[1:]]
+
+
 def test_not_one_cluster():
   vectors = np.eye(20, dtype=np.float32)
   number = np.arange(20, dtype=np.int32)

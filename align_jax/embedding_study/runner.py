@@ -118,7 +118,8 @@ def check(config: EmbeddingStudyConfig, workdir: Path) -> None:
   for seed in config.seeds:
     pairs = open_pairs(config.pairs_of(seed))
     for strategy in config.strategies:
-      check_mining(pairs, config.k, strategy.mine, config.mining_config(strategy))
+      settings = config.mining_config(strategy)
+      check_mining(pairs, config.k, strategy.mine, settings, strategy.classes)
   if config.tokenizer is not None:
     open_source(config.tokenizer.data)
   names = _names(config, workdir)

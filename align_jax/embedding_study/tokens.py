@@ -1,5 +1,6 @@
 """The study's own tokenizer: of questions, answers and prompts."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -9,6 +10,7 @@ from align_jax.data.embed_prompt import Level, embed_turns
 from align_jax.data.questions import questions, things_in
 from align_jax.data.sources import open_source
 from align_jax.embedding_study.config import TokenizerPart
+from align_jax.study.kept import kept
 
 if TYPE_CHECKING:
   from align_jax.data.pair_record import PairSource
@@ -28,11 +30,16 @@ def make_tokenizer(part: TokenizerPart, pairs: PairSource, folder: Path, patches
     patches: of an image.
 
   Raises:
-    UserError: no questions in the data, or too small a vocabulary.
+    UserError: no questions in the data, too small a vocabulary, or one that is there was made
+      otherwise: models have learnt by it.
   """
-  if not folder.is_dir():
+  asked = {**dataclasses.asdict(part), 'pairs': pairs.spec, 'patches': patches}
+
+  def make() -> None:
     texts = [*_questions(part), *_prompts(pairs)]
     train_chat(texts, part.vocab_size, patches).save(folder)
+
+  kept(folder.with_name(f'{folder.name}.json'), asked, make)
 
 
 def _questions(part: TokenizerPart) -> Iterator[str]:

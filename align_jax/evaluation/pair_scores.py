@@ -51,6 +51,17 @@ class PairBenchmark:
       return {self.spec: self._crepe.licence}
     return {source.spec: source.licence for source in self._sources.values()}
 
+  @property
+  def skipped(self) -> dict[str, int]:
+    """What the sources have left out (`missing=skip`): by task and reason."""
+    if self._suite is None:
+      return dict(self._crepe.skipped)
+    return {
+      f'{task}: {reason}': count
+      for task, source in self._sources.items()
+      for reason, count in getattr(source, 'skipped', {}).items()
+    }
+
   def scores(self, embed: Embed) -> dict[str, float]:
     """Shares in [0, 1], see `mmeb.evaluate` and `sugarcrepe.evaluate`."""
     if self._suite is None:

@@ -65,7 +65,7 @@ def fill(
   names, task = np.unique(tasks, return_inverse=True)
   by_task = np.argsort(task, kind='stable')
   ends = np.searchsorted(task[by_task], np.arange(len(names) + 1))
-  counts = {'filled': int((out < 0).sum()), 'filled_other_task': 0, 'too_few': 0}
+  other = np.zeros(len(out), np.int64)
   home = task[out.max(axis=1, initial=0)]
   # each member has its own candidate, and label: where those are too few, no search helps
   few = min(len(np.unique(x)) for x in (pairs.candidate, labels) if x is not None) < out.shape[1]
@@ -85,7 +85,7 @@ def fill(
       found = _search(out[row], rng.permutation(own), pairs, labels)
       if found < 0:
         found = _search(out[row], rng.permutation(len(pairs)), pairs, labels)
-        counts['filled_other_task'] += found >= 0
+        other[row] += found >= 0
       out[row, place] = found
       lost[row] = found < 0
     if lost.any() and not drop:
@@ -95,9 +95,11 @@ def fill(
         f'{int((out[row] >= 0).sum())}, and all others of the {len(pairs)} are known matches of '
         'them or have their labels; k must be smaller, or config.bad "skip"'
       )
-  counts['too_few'] = int(lost.sum())
-  counts['filled'] -= int((clusters[lost] < 0).sum())
-  return out[~lost], counts
+  return out[~lost], {
+    'filled': int((clusters[~lost] < 0).sum()),
+    'filled_other_task': int(other[~lost].sum()),
+    'too_few': int(lost.sum()),
+  }
 
 
 def _search(

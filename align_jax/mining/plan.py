@@ -135,7 +135,7 @@ def load_plan(path: str | os.PathLike[str]) -> BatchPlan:
     )
   if _sha256(head, body) != sha256:
     raise UserError(f'{path}: damaged, its checksum does not fit; {mend}')
-  lines = body.decode().splitlines()
+  lines = body.decode().rstrip('\n').split('\n')
   names = json.loads(lines[0])
   fields = {f.name for f in dataclasses.fields(BatchPlan)} - {'clusters'}
   clusters = tuple(tuple(names[i] for i in json.loads(line)) for line in lines[1:])
@@ -190,7 +190,7 @@ def _encode(plan: BatchPlan) -> tuple[dict[str, Any], bytes]:
   """The first line, but for the checksum, and the rest."""
   names = sorted({name for row in plan.clusters for name in row})
   number = {name: i for i, name in enumerate(names)}
-  rows = [json.dumps(names, ensure_ascii=False)]
+  rows = [json.dumps(names)]  # of any name a line, and bytes
   rows += [json.dumps([number[name] for name in row]) for row in plan.clusters]
   fields = [f.name for f in dataclasses.fields(plan) if f.name != 'clusters']
   head = {'format': _FORMAT, 'schema': _SCHEMA, **{name: getattr(plan, name) for name in fields}}

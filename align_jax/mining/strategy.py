@@ -221,8 +221,21 @@ def check_strategy(strategy: str, k: int, settings: MiningConfig) -> None:
     raise UserError(f'mining: no strategy {strategy!r}{did_you_mean(strategy, STRATEGIES)}')
   require(k >= 1, 'mining', f'k={k} hard negatives; at least 1')
   rules_of(strategy, settings)
+  if settings.labelled_tasks:
+    check_labelled_tasks(strategy, settings)
   if strategy == 'b3':
     need_metis()
+
+
+def check_labelled_tasks(strategy: str, settings: MiningConfig) -> None:
+  """Refuses tasks of classes where nobody would ask for them.
+
+  Raises:
+    UserError: another strategy than `saha`, or tasks that are not told apart.
+  """
+  name = 'config.labelled_tasks'
+  require(strategy == 'saha', name, f'is for the strategy saha, not for {strategy}; leave it out')
+  require(settings.per_task, name, 'needs tasks that are mined apart (per_task)')
 
 
 def _mean(recalls: Sequence[tuple[float, int]]) -> float:

@@ -161,6 +161,7 @@ class RemineConfig:
     k: hard negatives of a pair: clusters are of k + 1.
     strategy: by which.
     settings: fields of `mining.strategy.MiningConfig` that differ from their defaults.
+    labelled_tasks: `saha`: names of tasks where another class is no hidden match.
   """
 
   every: int = 0
@@ -169,6 +170,7 @@ class RemineConfig:
   k: int = 7
   strategy: str = 'saha_mutual'
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  labelled_tasks: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     require(self.every >= 0, 'config.remine.every', 'must be 0 or more')

@@ -44,6 +44,15 @@ def test_a_plan_comes_back(plan, tmp_path):
   assert path.read_bytes() == first and len(first) < 2500
 
 
+def test_ids_may_hold_anything(plan, tmp_path):
+  odd = ['line\u2028line', 'next\x85line', 'half \ud83d', 'two\nlines', '"quoted"']
+  names = odd + IDS[len(odd) :]
+  other = dict(zip(IDS, names, strict=True))
+  clusters = tuple(tuple(other[name] for name in row) for row in plan.clusters)
+  save_plan(tmp_path / 'plan', dataclasses.replace(plan, clusters=clusters))
+  assert load_plan(tmp_path / 'plan').clusters == clusters
+
+
 def test_a_plan_can_be_read_by_hand(plan, tmp_path):
   save_plan(tmp_path / 'plan', plan)
   head, names, *rows = gzip.decompress((tmp_path / 'plan').read_bytes()).decode().splitlines()

@@ -164,6 +164,19 @@ def test_places_are_filled_from_the_same_task():
   assert sorted(labels[found[0]].tolist()) == [0, 1, 2, 3]
 
 
+def test_what_is_left_out_is_not_counted_as_filled():
+  # The second cluster takes a stranger, and then there is nobody: 4 has its label, 5 its query.
+  query, candidate = np.array([[0, 1, 2, 3, 4, 3], range(6)], np.int32)
+  pairs = Pairs(np.eye(6)[:5], np.eye(6), query, candidate)
+  rows = np.array([[0, 1, 2], [3, -1, -1]], np.int32)
+  labels, tasks = np.array([0, 0, 0, 3, 3, 1]), np.array([0, 0, 0, 1, 1, 1])
+  found, counts = fill(rows, pairs, tasks, labels, seed=0, drop=True)
+  assert len(found) == 1 and counts == {'filled': 0, 'filled_other_task': 0, 'too_few': 1}
+  labels[2] = 2
+  found, counts = fill(rows, pairs, tasks, labels, seed=0, drop=True)
+  assert len(found) == 2 and counts == {'filled': 2, 'filled_other_task': 2, 'too_few': 0}
+
+
 def test_what_cannot_be_filled():
   # two candidates in all: no three pairs are without a known match
   query, candidate = np.array([[0, 1, 2, 3, 4], [0, 1, 0, 1, 0]], np.int32)
@@ -241,6 +254,14 @@ def test_pairs_that_cannot_be(change, message):
     ({'strategy': 'labels'}, 'strategy labels needs labels'),
     ({'labels': np.zeros(3, np.int32)}, '3 labels of 12 pairs'),
     ({'ids': ['x'] * 12}, "two pairs have the id 'x'"),
+    (
+      {'settings': MiningConfig(labelled_tasks=(0,))},
+      'is for the strategy saha, not for saha_mutual',
+    ),
+    (
+      {'strategy': 'saha', 'settings': MiningConfig(labelled_tasks=(0,), per_task=False)},
+      'needs tasks that are mined apart',
+    ),
   ],
 )
 def test_calls_that_cannot_be(given, message):
