@@ -1,5 +1,6 @@
 """A trained multimodal model for use: images and questions in, texts out."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -195,6 +196,28 @@ def load_llava(name: str, length: int = 0) -> Answerer:
   Raises:
     UserError: no such folder, another architecture, or no tokenizer in it.
   """
+  llava = read_llava(name)
+  patches = llava.config.image.patches
+  length = length or min(llava.config.length, patches + 256)
+  return Answerer(llava.config, llava.params, llava.chat, llava.transform, length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llava:
+  """What a LLaVA's folder holds: its shape, weights, tokens and template, and what images need."""
+
+  config: MultimodalConfig
+  params: Params
+  chat: Chat
+  transform: Transform
+
+
+def read_llava(name: str) -> Llava:
+  """Reads a LLaVA's folder or hub id.
+
+  Raises:
+    UserError: no such folder, another architecture, or no tokenizer in it.
+  """
   imported = read_folder(find_folder(name))
   if 'decoder' not in imported.model:
     raise UserError(f'hf:{name}: a {imported.architecture.name} writes no answers; name a LLaVA')
@@ -206,7 +229,4 @@ def load_llava(name: str, length: int = 0) -> Answerer:
     config.image_size, **{k: v for k, v in imported.data.items() if k in _TRANSFORM}
   )
   chat = load_chat(Path(imported.data['tokenizer']), config.image.patches)
-  params = load_folder(imported, skeleton.shapes)
-  return Answerer(
-    config, params, chat, transform, length or min(config.length, config.image.patches + 256)
-  )
+  return Llava(config, load_folder(imported, skeleton.shapes), chat, transform)

@@ -174,8 +174,13 @@ def make_content_embedder(
   chat = load_chat(workdir / 'tokenizer', model.image.patches)
   length = config.data.length
   if config.data.text != 'pairs':
-    length = max(length, model.image.patches + _LONGEST)
+    length = max(length, longest_prompt(model))
   return ContentEmbedder(model, params, chat, eval_transform(config), length, level, mesh=mesh)
+
+
+def longest_prompt(config: MultimodalConfig) -> int:
+  """Tokens that the prompts of a model may have that has not been trained on pairs."""
+  return config.image.patches + _LONGEST
 
 
 def load_content_embedder(

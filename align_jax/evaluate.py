@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import cast
 
 import jax
@@ -30,14 +31,20 @@ from align_jax.evaluation.report import Curve, Curves, Report, Section, metric_t
 from align_jax.evaluation.speed import speed_section
 from align_jax.evaluation.tasks import NAMES, READINGS, Embedded, EvalData, Inference, measure
 from align_jax.files import write_file
+from align_jax.open_embedder import open_embedder
 from align_jax.parallel.mesh import MeshConfig, make_mesh
 from align_jax.storage import AnyPath, open_path
-from align_jax.tower_embedder import LEVELS, load_embedder
+from align_jax.tower_embedder import LEVELS
 from align_jax.train.metrics import read_metrics
 from align_jax.train.run_config import read_run_config
 from align_jax.train.timing import read_starts
 
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run folder of training.', required=True)
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint',
+  None,
+  'Run folder of training; for pairs also hf: and the folder of a model.',
+  required=True,
+)
 _DATA = flags.DEFINE_string(
   'data', None, 'Source spec of held-out real images, or of pairs.', required=True
 )
@@ -68,10 +75,16 @@ _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; default: the newes
 def main() -> None:
   """Loads the run, measures, writes the numbers and the page."""
   began = time.monotonic()
-  run, output = open_path(_CHECKPOINT.value), open_path(_OUTPUT.value)
+  output = open_path(_OUTPUT.value)
   if is_pair_spec(_DATA.value):
-    _main_pairs(run, output, began)
+    _main_pairs(_CHECKPOINT.value, output, began)
     return
+  if _CHECKPOINT.value.startswith('hf:'):
+    raise UserError(
+      f'--checkpoint={_CHECKPOINT.value}: is evaluated on pairs; for records name a run, such as '
+      'one that starts from it (config.model.init)'
+    )
+  run = open_path(_CHECKPOINT.value)
   if _LEVEL.value is not None:
     raise UserError('--level: is of the prompts for pairs, and --data names none; leave it out')
   data = EvalData(
@@ -110,14 +123,14 @@ def main() -> None:
     print(f'report: {_REPORT.value}')
 
 
-def _main_pairs(run: AnyPath, output: AnyPath, began: float) -> None:
+def _main_pairs(run: str, output: AnyPath, began: float) -> None:
   """The same for pairs."""
   for flag in (_TASKS, _GENERATED, _PARTNERS, _LIMIT, _JUDGE):
     if flag.value:
       raise UserError(f'--{flag.name}: is not for pairs, which {_DATA.value} names; leave it out')
   benchmark = PairBenchmark(_DATA.value)
   mesh = make_mesh(MeshConfig()) if len(jax.devices()) > 1 else None
-  embed = load_embedder(run, cast(Level, _LEVEL.value or ''), step=_STEP.value, mesh=mesh)
+  embed = open_embedder(run, cast(Level, _LEVEL.value or ''), step=_STEP.value, mesh=mesh)
   scores = benchmark.scores(embed)
   _write(output, scores, benchmark.skipped)
   print(benchmark.table(scores))
@@ -128,13 +141,14 @@ def _main_pairs(run: AnyPath, output: AnyPath, began: float) -> None:
     lead += f'. Skipped: {skipped}.'
   if _REPORT.value:
     timings = {'evaluation': time.monotonic() - began}
-    config = dataclasses.asdict(read_run_config(run))
+    name, imported = PurePath(run.removeprefix('hf:')).name, run.startswith('hf:')
+    config = {} if imported else dataclasses.asdict(read_run_config(open_path(run)))
     parts: list[Section] = [
-      metric_table('Scores', {run.name: scores}, keys=list(scores)),
+      metric_table('Scores', {name: scores}, keys=list(scores)),
       sections.run_details(sys.orig_argv, config, benchmark.licences, timings),
     ]
     shown = f'average {scores["average"]:.3f}' if 'average' in scores else benchmark.spec
-    write_report(_REPORT.value, Report(f'{run.name} as an embedder', shown, tuple(parts), lead))
+    write_report(_REPORT.value, Report(f'{name} as an embedder', shown, tuple(parts), lead))
     print(f'report: {_REPORT.value}')
 
 

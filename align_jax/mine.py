@@ -11,6 +11,7 @@ docs/mining.md.
 import os
 import sys
 import time
+from pathlib import PurePath
 from typing import Literal, cast
 
 import jax
@@ -36,14 +37,17 @@ from align_jax.mining.strategy import (
 )
 from align_jax.mining_page import PageConfig, mining_page
 from align_jax.mining_run import check, embed_pairs, mine_pairs
+from align_jax.open_embedder import open_embedder
 from align_jax.parallel.distributed import DistributedConfig, find_cluster
 from align_jax.parallel.mesh import MeshConfig, make_mesh
 from align_jax.storage import AnyPath, open_path
-from align_jax.tower_embedder import LEVELS, load_embedder
+from align_jax.tower_embedder import LEVELS
 
 PLAN, TEXT, PAGE = 'plan.jsonl.gz', 'report.txt', 'report.html'
 _DEFAULT = MiningConfig()
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run folder of training.', required=True)
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'Run folder of training, or hf: and the folder of a model.', required=True
+)
 _DATA = flags.DEFINE_string('data', None, 'Spec of pairs, see docs/mining.md.', required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the plan and the report.', required=True)
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace the plan that is there.')
@@ -96,8 +100,8 @@ def main() -> None:
   if find_cluster(DistributedConfig(), os.environ) is not None:
     raise UserError('mine: works in one process, with all its devices; start it on one host alone')
   mesh = make_mesh(MeshConfig()) if len(jax.devices()) > 1 else None
-  run = open_path(_CHECKPOINT.value)
-  embed = load_embedder(run, cast(Level, _LEVEL.value or ''), step=_STEP.value, mesh=mesh)
+  run = _CHECKPOINT.value
+  embed = open_embedder(run, cast(Level, _LEVEL.value or ''), step=_STEP.value, mesh=mesh)
   times = {'start': time.monotonic()}
   embedded = embed_pairs(embed, source, bad=settings.bad, progress=True)
   times['embedding'] = time.monotonic()
@@ -120,7 +124,8 @@ def main() -> None:
   if _REPORT.value:
     ends = list(times.values())
     seconds = dict(zip(list(times)[1:], np.diff(ends).tolist(), strict=True))
-    page = PageConfig(f'Hard negatives by {run.name}', sys.orig_argv, _SHOWN.value, _SEED.value)
+    name = PurePath(run.removeprefix('hf:')).name
+    page = PageConfig(f'Hard negatives by {name}', sys.orig_argv, _SHOWN.value, _SEED.value)
     write_file(output / PAGE, mining_page(mined, found, embedded, source, page, seconds))
     print(f'report: {output / PAGE}')
   write_file(output / TEXT, text)

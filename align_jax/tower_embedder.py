@@ -12,7 +12,11 @@ from align_jax.data.images import ImageError
 from align_jax.data.pair_record import Content
 from align_jax.data.tokenizer import load_tokenizer
 from align_jax.data.transforms import apply_to_bytes
-from align_jax.embedder import ContentEmbedder, load_content_embedder, make_content_embedder
+from align_jax.embedder import (
+  ContentEmbedder,
+  load_content_embedder,
+  make_content_embedder,
+)
 from align_jax.encoder import Encoder, load_run, make_encoder
 from align_jax.errors import UserError
 from align_jax.modality import MODALITIES
@@ -132,9 +136,14 @@ def load_embedder(
     return TowerEmbedder(load_run(workdir, step=step, mesh=mesh))
   level = level or config.data.level
   embedder = load_content_embedder(workdir, level, step=step, mesh=mesh)
-  if level == 'hierarchical' and not embedder.chat.template.has_system:
+  return with_roles(embedder, str(workdir))
+
+
+def with_roles(embedder: ContentEmbedder, where: str) -> ContentEmbedder:
+  """Refuses a chat template without the roles that the level needs."""
+  if embedder.level == 'hierarchical' and not embedder.chat.template.has_system:
     raise UserError(
-      f"{workdir}: its chat template has no system role, which the level 'hierarchical' needs; "
+      f"{where}: its chat template has no system role, which the level 'hierarchical' needs; "
       'use --level=user'
     )
   return embedder

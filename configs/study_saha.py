@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
   """Returns the study."""
   config = ConfigDict()
   config.title = 'Hard negatives and prompts on emoji-MMEB'
-  config.seeds = (0, 1, 2)
+  config.seeds = (0, 1, 2, 3, 4)
   config.levels = (
     {'name': 'hierarchical', 'title': 'hierarchical', 'length': 160},
     {'name': 'user', 'title': 'user turn alone', 'length': 120},

@@ -72,6 +72,13 @@ def flags_of(path: Path) -> set[str]:
   return names | ({'config'} if 'define_config(' in text else set())
 
 
+def required_flags_of(path: Path) -> set[str]:
+  """Those without which a command does not start."""
+  text = path.read_text()
+  names = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)',[^()]*required=True", text))
+  return names | ({'config'} if 'define_config()' in text else set())
+
+
 def check_argparse(words: list[str]) -> None:
   """A launcher's command before `--` (tests/launch dry-runs these as well), or a benchmark's."""
   module, *arguments = words
@@ -105,6 +112,9 @@ def check_python(words: list[str]) -> None:
   assert all(a.startswith('--') for a in given), given
   for flag in values:
     assert flag.split('.')[0] in known, f'{module} has no flag --{flag}'
+  missing = required_flags_of(path) - set(values)
+  mentioned = len(values) < 3 or '…' in arguments or '...' in arguments  # not spelt out
+  assert not missing or mentioned, f'{module} needs {missing}'
   if 'tasks' in values:
     assert set(values['tasks'].split(',')) <= {*tasks.NAMES, *captions.NAMES}
   config_path = values.get('config', '')

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import align_jax
+from align_jax.data.pair_record import Content
 from align_jax.errors import UserError
 from align_jax.interop.push import check_push, push_folder
 from align_jax.objectives import make_objective
+from align_jax.open_embedder import open_embedder
 from align_jax.train.init import make_config
 from align_jax.train.loop import train
 from tests import tiny
@@ -146,6 +148,11 @@ def test_a_model_comes_from_the_hub_without_its_other_files(pushed, client):
   assert not asked & {'pytorch_model.bin', 'modeling_clip.py'}
   texts = ['a red circle', 'two blue stars']
   np.testing.assert_array_equal(there.embed_texts(texts), here.embed_texts(texts))
+  contents = [Content(text) for text in texts]
+  vectors = open_embedder('hf:me/mixed')(contents, 'query')
+  np.testing.assert_allclose(vectors, here.embed_texts(texts), atol=1e-6)
+  with pytest.raises(UserError, match='a dual encoder has no prompt'):
+    open_embedder('hf:me/mixed', 'user')
 
 
 def test_what_the_hub_cannot_give_is_said(pushed, client):

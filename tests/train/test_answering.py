@@ -6,12 +6,15 @@ import pytest
 from align_jax.answerer import load_answerer, load_llava
 from align_jax.config import build
 from align_jax.data.chat import train_chat
+from align_jax.data.pair_record import Content
 from align_jax.data.transforms import Transform
 from align_jax.errors import UserError
 from align_jax.interop.track import multimodal_track
 from align_jax.interop.write import write_llava
 from align_jax.models.multimodal import MultimodalConfig
 from align_jax.objectives import make_objective
+from align_jax.open_embedder import open_embedder
+from align_jax.tower_embedder import load_embedder
 from align_jax.train import loop
 from align_jax.train.checkpoints import load_params
 from align_jax.train.init import make_config
@@ -113,6 +116,15 @@ def test_starts_from_a_folder_of_a_llava_and_its_template(tmp_path):
   images = np.zeros((2, 32, 32, 3), np.uint8)
   asked = ['What?', 'How many dogs are there?']
   assert answerer.answer(images, asked, most=6) == theirs.answer(images, asked, most=6)
+  # and as embedders
+  picture = tiny.png(tiny.picture('red', 'disc', 0))
+  contents = [Content('two dogs'), Content('', (picture,)), Content('red?', (picture,))]
+  ours = load_embedder(tmp_path / 'run', 'hierarchical')
+  found = open_embedder(f'hf:{folder}')
+  assert found.level == 'hierarchical'
+  np.testing.assert_allclose(found(contents, 'query'), ours(contents, 'query'), atol=1e-5)
+  with pytest.raises(UserError, match='has no steps'):
+    open_embedder(f'hf:{folder}', step=3)
 
 
 @pytest.mark.parametrize(
