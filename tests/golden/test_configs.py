@@ -7,13 +7,20 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from align_jax.config import build
+from align_jax.data.chat import train_chat
 from align_jax.data.tokenizer import train_tokenizer
+from align_jax.data.transforms import Transform
 from align_jax.embedding_study.config import EmbeddingStudyConfig
 from align_jax.interop.clip import write
+from align_jax.interop.track import multimodal_track
+from align_jax.interop.write import write_llava
 from align_jax.models.dual_encoder import DualEncoderConfig
+from align_jax.models.flat import Skeleton
+from align_jax.models.multimodal import Multimodal, MultimodalConfig
 from align_jax.objectives import make_objective
 from align_jax.study.config import StudyConfig
 from align_jax.study.sets import set_config
@@ -22,6 +29,7 @@ from align_jax.synth.config import SynthConfig
 from align_jax.train.config import TrainConfig
 from align_jax.train.init import make_config
 from align_jax.train.run_config import write_run_config
+from configs import saha_llava
 from configs.clip import get_config as get_clip
 from configs.siglip_large import SIZES
 
@@ -73,6 +81,31 @@ def clip_folder(folder: Path) -> Path:
   return folder
 
 
+def llava_folder(folder: Path) -> Path:
+  """A LLaVA of SigLIP and Qwen2, smaller than what `saha_llava` is for."""
+  values = saha_llava.get_config('qwen2_0b5').model.to_dict()
+  values['decoder'] |= {'depth': 1, 'width': 64, 'heads': 1, 'kv_heads': 1, 'mlp_dim': 64}
+  values['image'] |= {'depth': 1, 'width': 64, 'heads': 1, 'mlp_dim': 64, 'dtype': 'float32'}
+  chat = train_chat(['a red disc'] * 2, 300, 729)
+  values['decoder'] |= {'vocab_size': chat.vocab_size, 'lora': None, 'dtype': 'float32'}
+  fields = {k: v for k, v in values.items() if k != 'init'}
+  model = build(MultimodalConfig, fields | {'image_id': chat.image_id, 'length': 32_768})
+  shapes = Skeleton(lambda rngs: Multimodal(model, rngs)).shapes
+  params = {name: np.zeros(p.shape, np.float32) for name, p in shapes.items()}
+  track = multimodal_track(
+    model, 'real', params.__getitem__, {n: p.shape for n, p in shapes.items()}
+  )
+  write_llava(folder, model, track, chat, Transform(384))
+  return folder
+
+
+def test_the_sizes_of_a_llava_build():
+  config = make_config(saha_llava.get_config('qwen2_0b5').to_dict())
+  model = build(make_objective(config.objective).ModelConfig, config.model_fields, 'config.model')
+  assert model.image.patches == 729 and model.length == config.data.length == 1024
+  assert model.decoder.width % config.mesh.fsdp == model.image.width % config.mesh.fsdp == 0
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_config_is_one_that_its_entry_takes(name, tmp_path):
   config = values(name)
@@ -92,6 +125,8 @@ def test_config_is_one_that_its_entry_takes(name, tmp_path):
   if config['model'].get('image', {}).get('image_size', 0) is None:
     # what it leaves open, a folder decides
     config['model']['init'] = f'hf:{clip_folder(tmp_path)}'
+  if name == 'saha_llava':
+    config['model']['init'] = f'hf:{llava_folder(tmp_path)}'
   if name == 'saha':  # the same of a run
     write_run_config(make_config(values('multimodal')), tmp_path)
     config['model']['init'] = f'run:{tmp_path}'
