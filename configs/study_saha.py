@@ -37,6 +37,8 @@ def get_config() -> ConfigDict:
     ('saha_mutual', 'in_batch'),
     ('saha_mutual', 'task_random'),
     ('saha', 'task_random'),
+    ('b3', 'task_random'),
+    ('top_k', 'task_random'),
   )
   config.k = 7
   # of the 500 pairs of a task; the published numbers are for a hundred times as many

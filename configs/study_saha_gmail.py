@@ -16,6 +16,7 @@ from configs import demo
 STRATEGIES = {
   'task_random': 'clusters by lot',
   'top_k': 'top k',
+  'skip': 'top k after the first 10',
   'percentage': 'below 95 % of the positive',
   'b3': 'B3',
   'saha': 'SaHa',

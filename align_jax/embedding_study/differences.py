@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Compared:
   """One row of cells less another.
 
   Attributes:
-    where: the level of the prompt, or empty where levels are compared.
+    where: the level of the prompt, or that it is over all; empty where levels are compared.
     one, other: titles of strategies or levels.
     gaps: metric -> `one - other`, over the seeds that both have; empty where there is none yet.
   """
@@ -45,7 +45,7 @@ class Compared:
 
 
 def differences(config: EmbeddingStudyConfig, found: Found) -> list[Compared]:
-  """The comparisons of the config at each level, then the levels by the mean of strategies."""
+  """The comparisons of the config at each level and over all, then levels over all strategies."""
   strategies = {strategy.name: strategy.title for strategy in config.strategies}
   levels = {level.name: level.title for level in config.levels}
   out = []
@@ -53,6 +53,10 @@ def differences(config: EmbeddingStudyConfig, found: Found) -> list[Compared]:
     for one, other in config.comparisons:
       gaps = _gaps(_cells_of(found, level, one), _cells_of(found, level, other))
       out.append(Compared(title, strategies[one], strategies[other], gaps))
+  if len(levels) > 1:
+    for one, other in config.comparisons:
+      gaps = _gaps(_over_levels(found, levels, one), _over_levels(found, levels, other))
+      out.append(Compared('mean of prompts', strategies[one], strategies[other], gaps))
   for one, other in itertools.combinations(levels, 2):
     gaps = _gaps(_level(found, one, other), _level(found, other, one))
     out.append(Compared('', levels[one], levels[other], gaps))
@@ -61,6 +65,13 @@ def differences(config: EmbeddingStudyConfig, found: Found) -> list[Compared]:
 
 def _cells_of(found: Found, level: str, strategy: str) -> PerSeed:
   return {c.seed: c.scores for c in found.cells if (c.level, c.strategy) == (level, strategy)}
+
+
+def _over_levels(found: Found, levels: Collection[str], strategy: str) -> PerSeed:
+  """The mean of a strategy over all levels, by seed."""
+  each = [_cells_of(found, level, strategy) for level in levels]
+  whole = set.intersection(*(set(scores) for scores in each))
+  return {seed: _mean([scores[seed] for scores in each]) for seed in sorted(whole)}
 
 
 def _level(found: Found, level: str, other: str) -> PerSeed:
@@ -74,8 +85,12 @@ def _level(found: Found, level: str, other: str) -> PerSeed:
       for c in found.cells
       if c.level == level and c.seed == seed and (c.strategy, seed) in both
     ]
-    out[seed] = {key: float(np.mean([s[key] for s in some])) for key in JUDGED if key in some[0]}
+    out[seed] = _mean(some)
   return out
+
+
+def _mean(scores: Sequence[Scores]) -> Scores:
+  return {key: float(np.mean([s[key] for s in scores])) for key in JUDGED if key in scores[0]}
 
 
 def _gaps(one: PerSeed, other: PerSeed) -> dict[str, Gap]:

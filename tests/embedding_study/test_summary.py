@@ -39,8 +39,9 @@ def test_verdict_is_paired_by_seed_and_says_what_is_firm():
   assert lines[0].startswith('Before any contrastive step: user turn 10.0 %, none 10.0 %')
   assert lines[1] == 'user turn: SaHa better than in-batch: test scenes (+11.0 ± 2.5).'
   assert lines[2].startswith('none: SaHa better than in-batch: test scenes')
-  assert lines[3].startswith('9 differences were looked at (table below), 2 of them clear')
-  assert len(lines) == 4
+  assert lines[3] == 'mean of prompts: SaHa better than in-batch: test scenes (+11.0 ± 2.5).'
+  assert lines[4].startswith('12 differences were looked at (table below), 3 of them clear')
+  assert len(lines) == 5
 
 
 def test_verdict_names_the_better_one_first():
@@ -51,7 +52,7 @@ def test_verdict_names_the_better_one_first():
 def test_verdict_says_so_when_nothing_holds():
   lines = verdict(config_of(3), found_of(3, [0.10, -0.11, 0.02])).splitlines()
   assert len(lines) == 2
-  assert lines[-1].startswith('9 differences were looked at (table below), 0 of them clear')
+  assert lines[-1].startswith('12 differences were looked at (table below), 0 of them clear')
 
 
 def test_verdict_sees_levels():
@@ -63,6 +64,7 @@ def test_differences_stand_in_a_table_the_clear_ones_marked():
   made = {table.title: table for table in tables(config_of(3), found_of(3, [0.10, 0.11, 0.12]))}
   text = markdown(made['Differences'])
   assert '| user turn: SaHa less in-batch | +0.0 ± 0.0 | **+11.0 ± 2.5** | +0.0 ± 0.0 |' in text
+  assert '| mean of prompts: SaHa less in-batch | +0.0 ± 0.0 | **+11.0 ± 2.5** |' in text
   assert '| Prompt user turn less none | +0.0 ± 0.0 |' in text
 
 
