@@ -48,7 +48,7 @@ def write_results(
     f'{len(config.seeds)} seeds; {len(found.cells)} of {config.cells} cells, {config.encoded:,} '
     f'encoded pairs each; {sum(seconds.values()) / 60:.0f} minutes.',
     sections=(
-      Figures('All strategies', (Figure(drawn, _CAPTION),)),
+      Figures('All strategies', (Figure(drawn, _CAPTION, wide=True),)),
       *made,
       Text('What was compared', _QUESTION),
       *_curves(config, found),

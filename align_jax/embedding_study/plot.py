@@ -79,6 +79,6 @@ def _draw_clusters(
         label=strategy.title,
       )
   if axes.lines:
-    axes.legend(loc='lower right', fontsize=7, frameon=False)
+    axes.legend(loc='best', fontsize=7, frameon=False)
   axes.set_xlabel(f'false negatives (%), prompt: {config.levels[0].title}')
   axes.set_ylabel('cosine of true negatives (harder ↑)')

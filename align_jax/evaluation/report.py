@@ -176,11 +176,13 @@ class Figure:
 
   Attributes:
     legend: colour (CSS) and name of what is shown, where the drawing itself has no room.
+    wide: it takes the whole width of the page.
   """
 
   image: bytes
   caption: str = ''
   legend: tuple[tuple[str, str], ...] = ()
+  wide: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +277,8 @@ class Report:
 
   Attributes:
     title: what was run.
-    verdict: the outcome in one sentence, for a reader who reads nothing else.
+    verdict: the outcome in one sentence, for a reader who reads nothing else; lines where there are
+      several findings.
     sections: in the order shown; one with nothing in it is left out.
     lead: a short line under the verdict: data, size, time.
   """

@@ -58,6 +58,14 @@ def test_every_section_is_in_a_page_that_fetches_nothing():
     assert words in parsed.words
 
 
+def test_several_findings_are_a_list():
+  drawn = rp.Figures('Drawn', (rp.Figure(png(), wide=True),))
+  text = rp.render(rp.Report('Title', 'First.\nSecond <b>.\nThird.', (drawn,)))
+  assert Page(text).tags.count('li') >= 3 and '<li>Second &lt;b&gt;.</li>' in text
+  assert 'class="wide"' in text
+  assert 'class="verdict"' in rp.render(rp.Report('Title', 'One.', (drawn,)))
+
+
 def test_text_from_data_is_escaped():
   evil = '<img src=x onerror=alert(1)>"\'&'
   text = rp.render(
