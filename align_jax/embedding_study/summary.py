@@ -56,8 +56,8 @@ def tables(config: EmbeddingStudyConfig, found: Found) -> list[Table]:
     if rows:
       note = (
         'A negative is another member of the cluster; it is false if its candidate truly matches, '
-        'though it is another content; matches across tasks are not counted. Cosines are those of the '
-        'model that mined.'
+        'though it is another content; matches across tasks are not counted. Cosines are those of '
+        'the model that mined.'
       )
       out.append(_table(f'Clusters, prompt: {level.title}', rows, _MINED, titles, note))
   for level in config.levels:
