@@ -6,7 +6,7 @@
 A multimodal model learns to describe emoji scenes and to answer questions about them. At each of
 three prompt levels it embeds the training pairs of six tasks; each of eight strategies makes
 clusters of eight of them, and the same number of pairs is trained on, in whole clusters. Five
-seeds, 120 trainings, on one core 90 minutes for the model and two and a half hours for the rest; the
+seeds, 120 trainings: on one core 90 minutes for the model, two and a half hours for the rest. The
 level of the paper comes first, and what is there by then is in the page at any time.
 
 The tokenizer of a run of configs/multimodal.py knows no words of the tasks' instructions, and its
