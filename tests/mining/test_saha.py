@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,22 @@ def test_clusters_are_those_of_the_published_algorithm(
       pairs.queries, pairs.candidates, pairs.query, pairs.candidate, pool, k, mult, labelled
     )
     assert [[i for i in row if i >= 0] for row in found.tolist()] == wanted
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_repeated_vectors_are_put_in_the_published_order(seed):
+  # queries and candidates are each one of four vectors: nearly all products are equal to others
+  pairs = some_pairs(np.random.default_rng(seed), 40, 30, 60, whole=True)
+  some = [
+    np.repeat(x[:4], -(-len(x) // 4), axis=0)[: len(x)] for x in (pairs.queries, pairs.candidates)
+  ]
+  pairs = dataclasses.replace(pairs, queries=some[0], candidates=some[1])
+  _, pool = nearest(pairs.queries, pairs.candidates, 12)
+  found, _ = saha(pairs, pool, 3, 2)
+  wanted = reference.saha(
+    pairs.queries, pairs.candidates, pairs.query, pairs.candidate, pool, 3, 2, False
+  )
+  assert [[i for i in row if i >= 0] for row in found.tolist()] == wanted
 
 
 def test_it_counts_what_it_leaves_out():

@@ -13,6 +13,7 @@ from align_jax.data.pair_sources import open_pairs
 from align_jax.data.sources import record_ids
 from align_jax.embedder import load_content_embedder
 from align_jax.errors import UserError
+from align_jax.miner import make_miner
 from align_jax.mining.hardness import measure
 from align_jax.mining.pairs import Pairs
 from align_jax.mining.plan import load_plan, make_plan, save_plan
@@ -57,7 +58,7 @@ def mine(params, stop=lambda: False):
   return plan_of(open_pairs(TASKS), int(digest.hexdigest()[:8], 16))
 
 
-def run(folder, mine=None, **changes):
+def config_of(**changes):
   data = {'text': 'pairs', 'length': 80, 'level': 'user', 'vocab_size': 300}
   values = {
     'steps': 6,
@@ -68,12 +69,30 @@ def run(folder, mine=None, **changes):
     'data': {**data, **changes.get('data', {})},
   }
   model = values.pop('model')
-  config = make_config({**tiny.config_values(TASKS, **values), 'model': model})
+  return make_config({**tiny.config_values(TASKS, **values), 'model': model})
+
+
+def run(folder, mine=None, **changes):
+  config = config_of(**changes)
   return train(config, make_objective(config.objective), folder, mine=mine)
 
 
 def equal(a, b):
   return set(a) == set(b) and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_an_embedder_mines_anew_by_its_own_prompts(tmp_path):
+  remine = {'every': 2, 'lag': 1, 'k': 3, 'settings': {'bad': 'skip'}}
+  given = {'steps': 4, 'remine': remine}
+  config = config_of(**given)
+  miner = make_miner(config, tmp_path)
+  run(tmp_path, miner, **given)
+  plans = [load_plan(tmp_path / 'plans' / f'{step}.jsonl.gz') for step in (0, 2)]
+  assert all(plan.strategy == 'saha_mutual' and plan.size == 4 for plan in plans)
+  # what it mines by are its weights and its level of the prompt
+  again = miner(load_params(tmp_path, averaged=True), lambda: False)
+  other = make_miner(config_of(**given, data={'level': 'none'}), tmp_path)
+  assert other(load_params(tmp_path, averaged=True), lambda: False).clusters != again.clusters
 
 
 class Cut(Exception):
