@@ -182,6 +182,14 @@ def test_a_changed_strategy_is_refused_where_it_was_mined(study):
     run_study(config, folder)
 
 
+def test_another_tokenizer_is_refused_where_models_have_learnt_by_one(study):
+  _, folder, _ = study
+  values = run_values()
+  values['tokenizer']['vocab_size'] += 1
+  with pytest.raises(UserError, match=r'tokenizer\.json: was made with vocab_size='):
+    run_study(build(EmbeddingStudyConfig, values), folder)
+
+
 def test_a_cell_has_the_seed_and_pairs_and_prompt_that_are_its_own():
   config = build(EmbeddingStudyConfig, study_values())
   for level, length in zip(config.levels, (80, 72), strict=True):
