@@ -1,7 +1,7 @@
 """A pre-trained LLaVA becomes an embedder on a small TPU slice: MMEB's training data, LoRA.
 
   python -m align_jax.mine --checkpoint=hf:DIR --output=runs/mined \\
-    --data='mmeb:MMEB-train?subset=CIRR&images=MMEB-images'
+    --data='mmeb:MMEB-train?subset=all&limit=5000&images=MMEB-images'
   python -m align_jax.main --config=configs/saha_llava.py --workdir=runs/saha \\
     --config.model.init=hf:DIR --config.data.plan=runs/mined/plan.jsonl.gz
   python -m launch.preflight --config=configs/saha_llava.py:qwen2_0b5 --topology=v5e:4x4
@@ -19,7 +19,7 @@ from align_jax.models.variants import variant
 from configs import saha
 
 SIZES = ('', 'qwen2_0b5')
-DATA = 'mmeb:MMEB-train?subset=CIRR&images=MMEB-images'
+DATA = 'mmeb:MMEB-train?subset=all&limit=5000&images=MMEB-images'
 
 
 def get_config(size: str = '') -> ConfigDict:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from align_jax.data.pair_record import PairSource
 from align_jax.data.pair_sources import OPENERS, emoji_tasks, mmeb, sugarcrepe
+from align_jax.data.pair_sources.joined import JoinedPairs
 from align_jax.data.pair_sources.mmeb_names import NAMES, canonical_name
 from align_jax.data.sources.spec import ParsedSpec, parse_spec
 from align_jax.errors import UserError, did_you_mean
@@ -79,8 +80,9 @@ def _mmeb(spec: ParsedSpec) -> dict[str, PairSource]:
   path = os.path.expanduser(spec.path)
   names = () if os.path.isfile(path) else mmeb.find_subsets(path)
   if 'subset' in spec.options or not any(canonical_name(name) in NAMES for name in names):
-    source = mmeb.open_mmeb(spec)
-    return {source.task: source}
+    found = mmeb.open_mmeb_sets(spec)
+    sources = found.sources if isinstance(found, JoinedPairs) else (found,)
+    return {source[0].task: source for source in sources}
   spec.check(('images', 'missing'), generic=False)
   options = spec.options
   return mmeb_lib.open_mmeb(spec.path, options.get('images', ''), options.get('missing', 'error'))

@@ -51,6 +51,7 @@ def test_the_other_layouts(tmp_path):
   )
   one = PairBenchmark(f'{spec}&subset=GQA').scores(by_lot)
   assert one['hit1.GQA'] == scores['hit1.GQA'] and one['tasks'] == 1
+  assert PairBenchmark(f'{spec}&subset=GQA,N24News').scores(by_lot) == scores
   (tmp_path / 'GQA.jsonl').write_text((tmp_path / 'mmeb' / 'GQA' / 'test.jsonl').read_text())
   alone = PairBenchmark(f'mmeb:{tmp_path / "GQA.jsonl"}?images={tmp_path}').scores(by_lot)
   assert alone == one

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from align_jax.data.pair_record import PairSource
 from align_jax.data.pair_sources.emoji_tasks import open_emoji_tasks
-from align_jax.data.pair_sources.mmeb import open_mmeb
+from align_jax.data.pair_sources.mmeb import open_mmeb_sets
 from align_jax.data.pair_sources.options import choice_option
 from align_jax.data.pair_sources.records import PAIRINGS, RecordPairs
 from align_jax.data.pair_sources.sugarcrepe import open_sugarcrepe
@@ -58,6 +58,6 @@ def _open_records(spec: ParsedSpec) -> RecordPairs:
 
 OPENERS: Mapping[str, Callable[[ParsedSpec], PairSource]] = {
   'emojitasks': open_emoji_tasks,
-  'mmeb': open_mmeb,
+  'mmeb': open_mmeb_sets,
   'sugarcrepe': open_sugarcrepe,
 }

@@ -15,12 +15,13 @@ import numpy as np
 
 from align_jax.data.pair_record import Content, Contents, PairRecord, hash_id
 from align_jax.data.pair_sources.image_root import ImageRoot
+from align_jax.data.pair_sources.joined import JoinedPairs
 from align_jax.data.pair_sources.mmeb_names import META_TASKS, canonical_name
 from align_jax.data.pair_sources.options import choice_option, whole_option
 from align_jax.data.pair_sources.rows import SUFFIXES, read_rows, row_files
 from align_jax.data.sources import fields as fields_lib
 from align_jax.data.sources.base import check_index
-from align_jax.data.sources.spec import ParsedSpec
+from align_jax.data.sources.spec import ParsedSpec, parse_spec, with_options
 from align_jax.errors import UserError, did_you_mean
 
 # Splits by what the names of files begin with; where several are there, the first of these is read.
@@ -39,6 +40,28 @@ _IMAGE_TOKEN = re.compile(r'<\|image_\d+\|>\s*')
 
 # a text and the paths of its images
 Side = tuple[str, tuple[str, ...]]
+
+
+def open_mmeb_sets(spec: ParsedSpec) -> 'MmebSource | JoinedPairs':
+  """Opens one data set of MMEB, or several of a folder as one: `subset=all`, or `subset=CIRR,VQA`.
+
+  The other options are those of `open_mmeb`, and hold for each data set.
+
+  Raises:
+    UserError: see `open_mmeb`; one name twice.
+  """
+  wanted = spec.options.get('subset', '')
+  if wanted != 'all' and ',' not in wanted:
+    return open_mmeb(spec)
+  path = os.path.expanduser(spec.path)
+  if not os.path.isdir(path) or _is_one(path):
+    raise UserError(f'{spec.text}: {spec.path!r} is no folder of data sets; leave subset= out')
+  names = list(_subsets(path)) if wanted == 'all' else [name for name in wanted.split(',') if name]
+  if not names:
+    raise UserError(f'{spec.text}: no data sets in {path}; check the path')
+  return JoinedPairs(
+    spec.text, [open_mmeb(parse_spec(with_options(spec.text, subset=name))) for name in names]
+  )
 
 
 def open_mmeb(spec: ParsedSpec) -> 'MmebSource':
@@ -250,19 +273,23 @@ def _find(spec: ParsedSpec, path: str) -> tuple[str, list[str]]:
     return wanted or _stem(path), [path]
   if not os.path.isdir(path):
     raise UserError(f'{spec.text}: no file or folder {spec.path!r}; check the path')
-  own = row_files(path)
-  if any(_stem(file).startswith(_SPLITS) for file in own):  # the folder of one data set
-    return wanted or os.path.basename(os.path.realpath(path)), _split(spec, own)
+  if _is_one(path):
+    return wanted or os.path.basename(os.path.realpath(path)), _split(spec, row_files(path))
   found = _subsets(path)
   chosen = [n for n in found if not wanted or canonical_name(n) == canonical_name(wanted)]
   if wanted and not chosen:
     raise UserError(f"{spec.text}: no subset '{wanted}'{did_you_mean(wanted, found)}")
   if len(chosen) != 1:
     raise UserError(
-      f'{spec.text}: {len(chosen)} data sets in {path}; choose one with ?subset=NAME'
+      f'{spec.text}: {len(chosen)} data sets in {path}; choose one with ?subset=NAME, or all'
       f'{did_you_mean("", chosen)}'
     )
   return chosen[0], _split(spec, found[chosen[0]])
+
+
+def _is_one(folder: str) -> bool:
+  """Whether it is the folder of one data set, its files called after splits."""
+  return any(_stem(file).startswith(_SPLITS) for file in row_files(folder))
 
 
 def _subsets(path: str) -> dict[str, list[str]]:

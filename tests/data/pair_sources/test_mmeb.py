@@ -127,6 +127,26 @@ def test_training(folder):
   assert find_subsets(str(folder)) == ['ImageNet_1K', 'VOC2007']
 
 
+def test_several_data_sets_are_one_source(folder):
+  for name in ('ImageNet_1K', 'VOC2007', 'CIRR'):
+    write(folder / name / 'original-00000-of-00001.parquet', TRAIN)
+  source = open_pairs(f'mmeb:{folder}?subset=all&limit=1&images={folder}')
+  assert [source[i].task for i in range(len(source))] == ['CIRR', 'ImageNet-1K', 'VOC2007']
+  assert len(set(source.ids())) == 3
+  some = open_pairs(f'mmeb:{folder}?subset=VOC2007,CIRR&images={folder}')
+  assert [some[i].task for i in range(4)] == ['VOC2007'] * 2 + ['CIRR'] * 2
+  again = open_pairs(some.spec)
+  assert again.ids() == some.ids() and pickle.loads(pickle.dumps(some)).ids() == some.ids()
+  for subset, path, message in (
+    ('CIRR,VOC', folder, "no subset 'VOC'; did you mean 'VOC2007'"),
+    ('CIRR,CIRR', folder, 'ids are there twice'),
+    ('all', folder / 'CIRR', 'is no folder of data sets; leave subset= out'),
+    ('all', folder / 'images', 'no data sets in'),
+  ):
+    with pytest.raises(UserError, match=message):
+      open_pairs(f'mmeb:{path}?subset={subset}&images={folder}')
+
+
 def test_instructions_apart_from_what_they_speak_of(folder):
   row = {'qry_inst': '<|image_1|> Find it.', 'tgt_inst': 'Represent it.', **EVAL[0]}
   other = {'task_instruction': 'Find it', 'represent_prompt': ' As one word', **TRAIN[0]}
